@@ -1,0 +1,1 @@
+"""What every process speaks: nouns, wire, streams, live configuration, weights manifest, metrics."""

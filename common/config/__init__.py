@@ -1,0 +1,1 @@
+"""The live configuration: algorithms, hint policies, and the snapshot that joins them."""

@@ -1,0 +1,129 @@
+"""Connecting to Redis, and staying connected: every call has a timeout, every failure is said and retried."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, RedisError, ResponseError, TimeoutError
+
+from common.errors import RedisUnavailable
+
+Result = TypeVar("Result")
+OLDEST = (6, 2)
+SOCKET_TIMEOUT_S = 5.0
+_PASSING = ("LOADING", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "NOGROUP")
+
+log = logging.getLogger(__name__)
+
+
+def connect(url: str) -> Redis:
+    """A client whose calls fail after SOCKET_TIMEOUT_S instead of waiting on a frozen server for ever."""
+    # redis-py retries by itself by default, which stretches a 5 s timeout to more than 15 s: retrying is ours to do.
+    return Redis.from_url(
+        url,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        protocol=2,
+    )
+
+
+async def check(redis: Redis, url: str) -> str:
+    """The version of a Redis that we can use; RedisUnavailable says why it is not one."""
+    where = without_password(url)
+    try:
+        info: dict[str, Any] = await redis.info("server")
+    except AuthenticationError as error:
+        raise RedisUnavailable(f"Redis at {where} refuses the password: set it in REDIS_URL") from error
+    except (RedisError, OSError) as error:
+        raise RedisUnavailable(f"Redis at {where} cannot be reached ({error}): start it, or correct REDIS_URL") from error
+    version = str(info["redis_version"])
+    numbers = re.findall(r"\d+", version)
+    if tuple(int(n) for n in numbers[:2]) < OLDEST:
+        raise RedisUnavailable(f"Redis at {where} is version {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed")
+    return version
+
+
+async def policy_problems(redis: Redis) -> list[str]:
+    """Sentences about settings of this Redis under which data could be lost; empty if there are none."""
+    problems: list[str] = []
+    try:
+        settings: dict[str, str] = {}
+        for name in ("maxmemory-policy", "appendonly"):
+            settings |= await redis.config_get(name)
+    except ResponseError:  # managed services forbid CONFIG
+        return problems
+    if settings.get("maxmemory-policy", "noeviction") != "noeviction":
+        problems.append(f"Redis evicts keys ({settings['maxmemory-policy']}): set maxmemory-policy noeviction")
+    if settings.get("appendonly", "yes") != "yes":
+        problems.append("Redis keeps no append-only file: a restart would lose the run; set appendonly yes")
+    return problems
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown and logged."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}{port}"))
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a Redis error is one that goes away: a lost connection, a restart, a full disk."""
+    if isinstance(error, AuthenticationError):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError | BusyLoadingError | OSError):
+        return True
+    return isinstance(error, ResponseError) and str(error).startswith(_PASSING)
+
+
+class Patience:
+    """Repeats a Redis call until it succeeds or the process is told to stop.
+
+    Calls must bear repetition: a reply may be lost after the effect. `restored` runs before the first repetition that
+    finds Redis again (re-creating consumer groups that a restart without an append-only file lost).
+    """
+
+    def __init__(self, stop: asyncio.Event, restored: Callable[[], Awaitable[None]]) -> None:
+        self._stop = stop
+        self._restored = restored
+
+    async def __call__(self, what: str, call: Callable[[], Awaitable[Result]]) -> Result:
+        """The result of `call`. RedisUnavailable if the process is told to stop while Redis is away."""
+        wait_s, failures = 0.1, 0
+        while True:
+            try:
+                if failures:
+                    await self._restored()
+                result = await call()
+            except (RedisError, OSError) as error:
+                if not is_passing(error):
+                    raise
+                failures += 1
+                log.warning("redis is away: %s", what, extra={"error": str(error), "failures": failures})
+                await _wait(self._stop, wait_s)
+                if self._stop.is_set():
+                    raise RedisUnavailable(f"stopping while Redis was away: {what} was not done") from error
+                wait_s = min(wait_s * 2, 2.0)
+            else:
+                if failures:
+                    log.info("redis is back: %s", what, extra={"failures": failures})
+                return result
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except asyncio.TimeoutError:
+        return

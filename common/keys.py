@@ -1,0 +1,85 @@
+"""The names of everything that a run keeps in Redis. One hash tag per run, so that scripts work on a cluster too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Redis key names of one run."""
+
+    run: str
+
+    def _key(self, name: str) -> str:
+        return f"tributary:{{{self.run}}}:{name}"
+
+    @property
+    def requests(self) -> str:
+        """Stream: curriculum → generators."""
+        return self._key("requests")
+
+    @property
+    def groups(self) -> str:
+        """Stream: generators → learner."""
+        return self._key("groups")
+
+    @property
+    def outcomes(self) -> str:
+        """Stream: generators → curriculum."""
+        return self._key("outcomes")
+
+    @property
+    def weights(self) -> str:
+        """Stream: weight manifests, learner → generators."""
+        return self._key("weights")
+
+    @property
+    def quarantine(self) -> str:
+        """Stream: messages that could not be used, with the reason."""
+        return self._key("quarantine")
+
+    @property
+    def events(self) -> str:
+        """Stream: what operators see; for display only."""
+        return self._key("events")
+
+    @property
+    def outstanding(self) -> str:
+        """Set: ids of training groups that were requested and are not yet trained, dropped or quarantined."""
+        return self._key("outstanding")
+
+    @property
+    def curriculum(self) -> str:
+        """String: the curriculum's state (dataset cursor and what else it needs to go on)."""
+        return self._key("curriculum")
+
+    @property
+    def prompts(self) -> str:
+        """Hash: prompt id → attempts and successes."""
+        return self._key("prompts")
+
+    @property
+    def config(self) -> str:
+        """Hash: current revision."""
+        return self._key("config")
+
+    @property
+    def config_history(self) -> str:
+        """List: every revision."""
+        return self._key("config:history")
+
+    @property
+    def in_force(self) -> str:
+        """Hash: revision and process → when it came into force."""
+        return self._key("config:in_force")
+
+    @property
+    def processes(self) -> str:
+        """Hash: process name → its last heartbeat."""
+        return self._key("processes")
+
+    @property
+    def facts(self) -> str:
+        """Hash: facts about the run that are known once it has started (data set sizes, dashboard address)."""
+        return self._key("facts")

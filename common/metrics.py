@@ -1,0 +1,85 @@
+"""Every metric that any process exports, by one name each. Units are in the names; counters end in _total."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class ProcessMetrics:
+    """What every process exports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.revision = Gauge("tributary_revision_in_force", "Live configuration revision in force", registry=registry)
+        self.version = Gauge("tributary_weight_version", "Weight version held", registry=registry)
+        self.quarantined = Counter(
+            "tributary_quarantined_total", "Messages put into quarantine", ["stream"], registry=registry
+        )
+        self.redis_failures = Counter("tributary_redis_failures_total", "Failed calls to Redis", registry=registry)
+
+
+class CurriculumMetrics:
+    """What the curriculum exports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter("tributary_requests_total", "Requests issued", ["purpose"], registry=registry)
+        self.outstanding = Gauge("tributary_outstanding_groups", "Groups requested, not yet trained", registry=registry)
+        self.credit = Gauge("tributary_credit_groups", "Groups that may be outstanding", registry=registry)
+        self.accuracy = Gauge("tributary_heldout_accuracy", "Greedy held-out accuracy", ["dataset"], registry=registry)
+        self.pass_at_k = Gauge("tributary_heldout_pass_at_k", "Held-out pass@k", ["dataset"], registry=registry)
+        self.nll = Gauge("tributary_heldout_nll", "Mean NLL of held-out demonstrations", ["dataset"], registry=registry)
+
+
+class GeneratorMetrics:
+    """What a generator exports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tokens = Counter("tributary_generated_tokens_total", "Tokens sampled", registry=registry)
+        self.groups = Counter("tributary_groups_emitted_total", "Groups emitted", registry=registry)
+        self.duplicates = Counter("tributary_duplicate_groups_total", "Groups refused as answered", registry=registry)
+        self.reclaimed = Counter("tributary_requests_reclaimed_total", "Requests taken over", registry=registry)
+        self.grader_failures = Counter("tributary_grader_failures_total", "Graders that failed", ["how"], registry=registry)
+        self.updates = Counter("tributary_weight_updates_total", "Weight updates applied", registry=registry)
+        self.update_failures = Counter("tributary_weight_update_failures_total", "Failed updates", registry=registry)
+        self.pause = Histogram("tributary_weight_pause_seconds", "Pause per update", buckets=_SECONDS, registry=registry)
+        self.running = Gauge("tributary_running_sequences", "Sequences being sampled", registry=registry)
+
+
+class LearnerMetrics:
+    """What the learner exports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.steps = Counter("tributary_steps_total", "Optimiser steps", registry=registry)
+        self.idle_steps = Counter("tributary_steps_without_signal_total", "Steps without a gradient", registry=registry)
+        self.skipped_steps = Counter("tributary_steps_nonfinite_total", "Steps skipped: not finite", registry=registry)
+        self.tokens = Counter("tributary_trained_tokens_total", "Response tokens trained on", registry=registry)
+        self.groups = Counter("tributary_groups_trained_total", "Groups trained on", registry=registry)
+        self.stale = Counter("tributary_groups_stale_total", "Groups dropped as too stale", registry=registry)
+        self.repeated = Counter("tributary_groups_repeated_total", "Groups dropped as seen before", registry=registry)
+        self.wait = Counter("tributary_learner_wait_seconds_total", "Time spent waiting for groups", registry=registry)
+        self.step_seconds = Histogram("tributary_step_seconds", "Time per step", buckets=_SECONDS, registry=registry)
+        self.reward = Gauge("tributary_reward_mean", "Mean reward of sampled trajectories", registry=registry)
+        self.entropy = Gauge("tributary_entropy", "Mean entropy on sampled tokens", registry=registry)
+        self.staleness = Gauge("tributary_staleness_mean", "Mean staleness of a step's groups", registry=registry)
+        self.grad_norm = Gauge("tributary_grad_norm", "Gradient norm before clipping", registry=registry)
+        self.clip_fraction = Gauge("tributary_clip_fraction", "Share of clipped tokens", ["source"], registry=registry)
+        self.sample_size = Gauge(
+            "tributary_effective_sample_size", "Effective sample size, share of tokens", ["source"], registry=registry
+        )
+        self.published = Counter("tributary_publications_total", "Weight versions published", registry=registry)
+        self.published_bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)
+        self.checkpoints = Counter("tributary_checkpoints_total", "Checkpoints committed", registry=registry)
+
+
+class ControlMetrics:
+    """What the control plane exports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "tributary_http_requests_total", "HTTP requests answered", ["method", "route", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "tributary_http_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.listeners = Gauge("tributary_event_listeners", "Clients of the event feed", registry=registry)

@@ -1,0 +1,259 @@
+"""The one way to run a process: arguments, settings, logs, signals, Redis, heartbeat, metrics, exit code.
+
+    if __name__ == "__main__":
+        raise SystemExit(run("curriculum", main))
+
+`main(process)` works until `process.stop` is set and returns an exit code. SIGTERM and SIGINT set it; a second signal
+ends the process at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from redis.exceptions import RedisError
+
+from common import connection, logs
+from common.config.store import ConfigStore
+from common.errors import SettingsError, TributaryError
+from common.events import EventKind, EventLog
+from common.exposition import Exposition
+from common.keys import Keys
+from common.metrics import ProcessMetrics
+from common.settings import RunFile, load_run
+from common.streams import Delivery, Entry, Stream
+
+HEARTBEAT_S = 1.0
+BEAT_LIMIT_S = 120.0
+_PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
+
+
+class Process:
+    """What a program of this project has at hand while it runs."""
+
+    def __init__(self, role: str, name: str, settings: RunFile) -> None:
+        self.role = role
+        self.name = name
+        self.settings = settings
+        self.stop = asyncio.Event()
+        self.registry = CollectorRegistry()
+        self.metrics = ProcessMetrics(self.registry)
+        self.keys = Keys(settings.run.name)
+        self.redis = connection.connect(settings.redis_url)
+        self.delivery = Delivery(self.redis, self.keys)
+        self.config = ConfigStore(self.redis, self.keys)
+        self.events = EventLog(self.redis, self.keys)
+        self.patiently = connection.Patience(self.stop, self.delivery.prepare)
+        self.state = "starting"
+        self.trouble = ""
+        self.details: dict[str, Any] = {}
+        self._revision = 0
+        self._version = 0
+        self._beat_s = time.monotonic()
+        self._started_s = time.time()
+        self._address = ""
+
+    @property
+    def revision(self) -> int:
+        """The live configuration revision in force here."""
+        return self._revision
+
+    @property
+    def version(self) -> int:
+        """The weight version held here."""
+        return self._version
+
+    def hold_version(self, version: int) -> None:
+        """Say which weight version this process holds now."""
+        self._version = version
+        self.metrics.version.set(version)
+
+    async def enforce(self, revision: int, *, step: int) -> None:
+        """Say that a revision is in force here from now on. Does nothing when it already was."""
+        if revision == self._revision:
+            return
+        self._revision = revision
+        self.metrics.revision.set(revision)
+        at_s = time.time()
+        data = {"process": self.name, "role": self.role, "revision": revision, "step": step}
+        await self.patiently("mark in force", lambda: self.config.mark_in_force(self.name, revision, step=step, at_s=at_s))
+        await self.tell(EventKind.IN_FORCE, data)
+
+    async def tell(self, kind: EventKind, data: dict[str, Any]) -> None:
+        """Add an event to the log that operators see."""
+        at_s = time.time()
+        await self.patiently("append an event", lambda: self.events.append(kind, data, at_s=at_s))
+
+    async def quarantine(
+        self, stream: Stream, entry: Entry, reason: str, *, group_id: str = "", outcome: bytes = b""
+    ) -> None:
+        """Put an unusable message out of the way: counted, logged and shown. See Delivery.quarantine."""
+        name = stream.key.rpartition(":")[2]
+        await self.patiently(
+            "quarantine a message",
+            lambda: self.delivery.quarantine(stream, entry, reason, by=self.name, group_id=group_id, outcome=outcome),
+        )
+        self.metrics.quarantined.labels(name).inc()
+        log.warning("quarantined", extra={"stream": name, "entry": entry.entry_id, "reason": reason})
+        await self.tell(EventKind.QUARANTINE, {"stream": name, "reason": reason, "id": group_id or entry.entry_id})
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for `seconds`, or until the process is told to stop."""
+        try:
+            await asyncio.wait_for(self.stop.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+
+    def beat(self) -> None:
+        """Say that the main loop makes progress (or waits for good reason). Health depends on it."""
+        self._beat_s = time.monotonic()
+
+    def why_unhealthy(self) -> str:
+        """Why this process is unhealthy; "" when it is well."""
+        idle_s = time.monotonic() - self._beat_s
+        if not self.trouble and self.state == "running" and idle_s > BEAT_LIMIT_S:
+            return f"the main loop has not moved for {idle_s:.0f} s"
+        return self.trouble
+
+    def heartbeat(self) -> dict[str, Any]:
+        """What this process tells everyone about itself, once a second."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "pid": os.getpid(),
+            "state": self.state,
+            "trouble": self.why_unhealthy(),
+            "revision": self._revision,
+            "version": self._version,
+            "started_s": self._started_s,
+            "at_s": time.time(),
+            "metrics": self._address,
+            **self.details,
+        }
+
+    async def open(self, host: str, port: int) -> Exposition:
+        """Start /metrics and /healthz, check Redis and create what is missing there."""
+        exposition = Exposition(self.registry, self.why_unhealthy, host, port)
+        exposition.start()
+        self._address = exposition.address
+        await connection.check(self.redis, self.settings.redis_url)
+        for problem in await connection.policy_problems(self.redis):
+            log.warning(problem)
+        await self.patiently("prepare the streams", self.delivery.prepare)
+        return exposition
+
+    async def send_heartbeats(self) -> None:
+        """Write a heartbeat every second until cancelled; a lost one is only counted."""
+        while True:
+            try:
+                await self.redis.hset(self.keys.processes, self.name, json.dumps(self.heartbeat()))  # pyright: ignore
+            except (RedisError, OSError) as error:
+                self.metrics.redis_failures.inc()
+                log.warning("heartbeat not written", extra={"error": str(error)})
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def farewell(self) -> None:
+        """Write the last heartbeat and close the connection."""
+        try:
+            await self.redis.hset(self.keys.processes, self.name, json.dumps(self.heartbeat()))  # pyright: ignore
+        except (RedisError, OSError) as error:
+            log.warning("last heartbeat not written", extra={"error": str(error)})
+        await self.redis.aclose()
+
+
+Main = Callable[[Process], Awaitable[int]]
+
+
+def run(role: str, main: Main, argv: list[str] | None = None) -> int:
+    """Run `main` as a process of this role and return its exit code: 0 done, 2 unusable settings, 1 anything else."""
+    arguments = _parser(role).parse_args(argv)
+    die_with_parent()
+    try:
+        process = Process(role, arguments.name or role, load_run(arguments.run_file))
+    except TributaryError as error:
+        print(f"{role}: {error}", file=sys.stderr)
+        return 2
+    logs.configure(lambda: _log_context(process), arguments.log_level)
+    return asyncio.run(_supervise(process, main, arguments.metrics_host, arguments.metrics_port))
+
+
+async def _supervise(process: Process, main: Main, host: str, port: int) -> int:
+    """Open the process, run its main function with signals and heartbeats in place, and say how it ended."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, process, number)
+    heartbeats: asyncio.Task[None] | None = None
+    exposition: Exposition | None = None
+    try:
+        exposition = await process.open(host, port)
+        heartbeats = asyncio.create_task(process.send_heartbeats())
+        log.info("started", extra={"pid": os.getpid(), "metrics": exposition.address})
+        code = await main(process)
+        process.state = "stopped"
+    except SettingsError as error:
+        process.state, process.trouble, code = "failed", str(error), 2
+        log.error(str(error))
+        print(f"{process.name}: {error}", file=sys.stderr)
+    except TributaryError as error:
+        process.state, process.trouble, code = "failed", str(error), (0 if process.stop.is_set() else 1)
+        log.error(str(error))
+    except Exception:  # the edge of the process: said with its traceback, and shown in the exit code
+        process.state, process.trouble, code = "failed", "an unexpected error: see the log", 1
+        log.exception("unexpected error")
+    finally:
+        if heartbeats is not None:
+            heartbeats.cancel()
+        await process.farewell()
+        if exposition is not None:
+            exposition.close()
+    log.info("ended", extra={"code": code})
+    return code
+
+
+def _on_signal(process: Process, number: int) -> None:
+    if process.stop.is_set():
+        os._exit(128 + number)
+    log.info("stopping", extra={"signal": signal.Signals(number).name})
+    process.state = "stopping"
+    process.stop.set()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies, if the parent said that it wants that."""
+    if os.environ.get("TRIBUTARY_PARENT") and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(os.environ["TRIBUTARY_PARENT"]):
+            raise SystemExit("the parent process is gone")
+
+
+def _log_context(process: Process) -> dict[str, Any]:
+    return {
+        "run": process.settings.run.name,
+        "process": process.name,
+        "revision": process.revision,
+        "version": process.version,
+    }
+
+
+def _parser(role: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=role, description=f"The {role} of a Tributary run.")
+    parser.add_argument("run_file", type=Path, help="the run file (TOML)")
+    parser.add_argument("--name", help=f"name of this process, unique in the run (default: {role})")
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="where /metrics and /healthz listen")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics and /healthz (0: any free one)")
+    parser.add_argument("--log-level", default=os.environ.get("LOG_LEVEL", "INFO"), help="DEBUG, INFO, WARNING, ERROR")
+    return parser

@@ -1,0 +1,241 @@
+"""The run file: everything that is read once at start. What may change while the run goes on is in its [live] table.
+
+Relative paths are relative to the run file. $REDIS_URL overrides [redis] url; secrets come from the environment only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from common.config.base import Frozen
+from common.config.live import LiveConfig, parse_live
+from common.errors import ConfigRejected, SettingsError
+
+
+class RunSettings(Frozen):
+    """Name and place of the run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$", description="lower-case name, used in Redis and for files")
+    directory: Path = Field(description="where logs, checkpoints, weights and Redis data lie")
+    seed: int = Field(default=0, ge=0, description="seed of data order and sampling of prompts")
+
+
+class ModelSettings(Frozen):
+    """The policy."""
+
+    path: str = Field(description="a Hugging Face model directory, or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: float32 on CPU, else bfloat16")
+    max_model_len: int | None = Field(default=None, ge=8, description="longest prompt plus response; null: the model's own")
+
+
+class Columns(Frozen):
+    """Which columns of the data set hold what."""
+
+    prompt: str = "prompt"
+    answer: str = "answer"
+    demonstration: str | None = Field(default="demonstration", description="null: the data set has none")
+
+
+class DatasetSettings(Frozen):
+    """A data set: a JSONL or Parquet file (or glob), or a hub name."""
+
+    path: str
+    split: str = "train"
+    limit: int | None = Field(default=None, ge=1, description="use only the first rows")
+    columns: Columns = Columns()
+
+
+class DataSettings(DatasetSettings):
+    """The training prompts, and how text becomes tokens."""
+
+    template: str = Field(default="{prompt}", description="text around the prompt; {prompt} is replaced")
+    chat_template: bool = Field(default=False, description="wrap the prompt with the tokenizer's chat template")
+    step_separator: str = Field(default="\n", min_length=1, description="text that ends a step of a demonstration")
+    shuffle: bool = True
+
+
+class HeldoutSettings(DatasetSettings):
+    """A held-out set that is evaluated and never trained on."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+
+
+class EvaluationSettings(Frozen):
+    """When and how held-out sets are evaluated."""
+
+    every_versions: int = Field(default=10, ge=1, description="weight versions between two evaluations")
+    samples: int = Field(default=0, ge=0, le=1024, description="k of pass@k; 0 evaluates the greedy response only")
+    nll: bool = Field(default=False, description="also score the demonstrations of the held-out set")
+    sets: tuple[HeldoutSettings, ...] = ()
+
+
+class GraderSettings(Frozen):
+    """How a response is graded: a grader of services/generator/graders, or `module:function`."""
+
+    name: str = "marker"
+    options: dict[str, Any] = Field(default_factory=dict)
+    workers: int = Field(default=1, ge=1, le=256, description="grader processes per generator")
+    timeout_s: float = Field(default=10.0, gt=0, description="a grader that takes longer is killed")
+
+
+class RedisSettings(Frozen):
+    """Where Redis is. Without a URL `tributary up` starts one for the run."""
+
+    url: str | None = None
+
+
+class WeightSettings(Frozen):
+    """The weight store."""
+
+    directory: Path | None = Field(default=None, description="shared directory; null: weights/ in the run directory")
+    keep: int = Field(default=3, ge=2, description="newest versions kept on disk")
+
+
+class CheckpointSettings(Frozen):
+    """The learner's checkpoints."""
+
+    directory: Path | None = Field(default=None, description="null: checkpoints/ in the run directory")
+    every_steps: int = Field(default=10, ge=1)
+    keep: int = Field(default=2, ge=1)
+    unacknowledged_mb: int = Field(default=256, ge=1, description="a checkpoint falls due when more trained data waits")
+
+
+class ControlSettings(Frozen):
+    """The control plane. It listens on loopback unless told otherwise."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65535, description="0: any free port")
+
+
+class GeneratorSettings(Frozen):
+    """The generators and their engine."""
+
+    count: int = Field(default=1, ge=0, le=64, description="generators that `tributary up` starts")
+    max_num_seqs: int = Field(default=64, ge=1, description="sequences sampled at the same time")
+    kv_cache_mb: int | None = Field(default=None, ge=16, description="KV cache; null: 256 on CPU, vLLM's choice on GPU")
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the engine; null: 1")
+    requests_in_flight: int = Field(default=8, ge=1, description="requests that a generator works on at the same time")
+    reclaim_after_s: float = Field(default=10.0, gt=0, description="a silent generator's requests are taken over after this")
+    clear_cache_on_update: bool = Field(default=True, description="recompute the KV cache of running requests on an update")
+
+
+class LearnerSettings(Frozen):
+    """The learner."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_steps: int | None = Field(default=None, ge=1, description="stop after this step; null: run until stopped")
+    micro_batch_tokens: int = Field(default=8192, ge=16, description="tokens of one forward pass")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null: 1")
+
+
+class RunFile(Frozen):
+    """A run, whole. `live` is only the first revision: afterwards the control plane's is in force."""
+
+    run: RunSettings
+    model: ModelSettings
+    data: DataSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    grader: GraderSettings = GraderSettings()
+    redis: RedisSettings = RedisSettings()
+    weights: WeightSettings = WeightSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    control: ControlSettings = ControlSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    learner: LearnerSettings = LearnerSettings()
+    live: LiveConfig = LiveConfig()
+
+    @property
+    def redis_url(self) -> str:
+        """Where Redis is: the environment first, then the run file."""
+        url = os.environ.get("REDIS_URL") or self.redis.url
+        if not url:
+            raise SettingsError("no Redis is named: set REDIS_URL or [redis] url, or start the run with `tributary up`")
+        return url
+
+    @property
+    def weights_directory(self) -> Path:
+        """Where weight versions are published."""
+        return self.weights.directory or self.run.directory / "weights"
+
+    @property
+    def checkpoints_directory(self) -> Path:
+        """Where the learner's checkpoints lie."""
+        return self.checkpoints.directory or self.run.directory / "checkpoints"
+
+
+def load_run(path: Path) -> RunFile:
+    """The run that a TOML file describes; SettingsError names file, key and remedy."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the run file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    live = document.get("live", {})
+    _expand(document)
+    try:
+        parse_live(live)
+        settings = RunFile.model_validate(document)
+    except ConfigRejected as error:
+        raise SettingsError(f"{path}: [live] {error}") from error
+    except ValidationError as error:
+        raise SettingsError(f"{path}: " + "; ".join(_problem(e) for e in error.errors(include_url=False))) from error
+    return _resolve(settings, path.resolve().parent)
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: this key is not known: remove it, or check its spelling"
+    if error["type"] == "missing":
+        return f"{where}: it is missing: add it"
+    return f"{where}: {error['msg']} (it is {error['input']!r})"
+
+
+def _expand(table: Any) -> None:
+    """Replace ${NAME} by the environment's value in every string, in place. An unset name is an error."""
+    for key, value in table.items() if isinstance(table, dict) else enumerate(table):
+        if isinstance(value, str):
+            table[key] = re.sub(r"\$\{(\w+)\}", lambda m: _variable(m[1]), value)
+        elif isinstance(value, dict | list):
+            _expand(value)
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise SettingsError(f"the run file uses ${{{name}}}, which is not set: export {name}=...")
+    return value
+
+
+def _resolve(settings: RunFile, home: Path) -> RunFile:
+    """The run with every path made absolute, relative ones being relative to the run file's directory."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else (home / path.expanduser()).resolve()
+
+    def located(name: str) -> str:
+        """A local path if there is one, or if it can only be meant as one; else a hub name, left as it is."""
+        local = home / Path(name).expanduser()
+        is_path = name.startswith((".", "/", "~")) or Path(name).suffix in (".jsonl", ".json", ".parquet")
+        return str(local.resolve()) if is_path or local.exists() else name
+
+    sets = tuple(s.model_copy(update={"path": located(s.path)}) for s in settings.evaluation.sets)
+    return settings.model_copy(
+        update={
+            "run": settings.run.model_copy(update={"directory": absolute(settings.run.directory)}),
+            "model": settings.model.model_copy(update={"path": located(settings.model.path)}),
+            "data": settings.data.model_copy(update={"path": located(settings.data.path)}),
+            "evaluation": settings.evaluation.model_copy(update={"sets": sets}),
+            "weights": settings.weights.model_copy(update={"directory": absolute(settings.weights.directory)}),
+            "checkpoints": settings.checkpoints.model_copy(update={"directory": absolute(settings.checkpoints.directory)}),
+        }
+    )

@@ -1,0 +1,110 @@
+"""The manifest of a weight version: what was published, from which step, where it lies, and how to prove it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from common.errors import WeightsError
+from common.keys import Keys
+
+MANIFEST_FILE = "manifest.json"
+_SCHEMA = 1
+
+
+class PublicationKind(StrEnum):
+    """An anchor holds every tensor in full."""
+
+    ANCHOR = "anchor"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One weight version. Versions start at 1 (0 is the base model), grow, and are never reused.
+
+    step: the learner step it comes from. location: directory of the publication. files: name → size in bytes and
+    SHA-256 of the file. tensors: name → SHA-256 of the tensor's raw bytes. bytes: what a generator has to fetch.
+    """
+
+    version: int
+    step: int
+    revision: int
+    kind: PublicationKind
+    base: int
+    location: str
+    files: dict[str, tuple[int, str]]
+    tensors: dict[str, str]
+    bytes: int
+    at_s: float
+
+    def encode(self) -> bytes:
+        """The manifest as JSON bytes."""
+        return json.dumps({"schema": _SCHEMA, **asdict(self)}).encode()
+
+
+def decode_manifest(payload: bytes) -> Manifest:
+    """The manifest in `payload`; WeightsError if there is none."""
+    try:
+        fields = cast(dict[str, Any], json.loads(payload))
+        if fields.pop("schema") > _SCHEMA:
+            raise WeightsError("the weight manifest was written by a newer version of this project: upgrade this process")
+        files = {name: (int(size), str(digest)) for name, (size, digest) in fields.pop("files").items()}
+        kind = PublicationKind(fields.pop("kind"))
+        return Manifest(files=files, kind=kind, **fields)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"not a weight manifest: {type(error).__name__}: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(manifest: Manifest) -> Path:
+    """The directory of a publication whose every file is present and undamaged; WeightsError otherwise."""
+    directory = Path(manifest.location)
+    for name, (size, digest) in manifest.files.items():
+        path = directory / name
+        try:
+            actual = path.stat().st_size
+            if actual != size:
+                raise WeightsError(f"weight version {manifest.version}: {path} has {actual} bytes, {size} were published")
+            if file_digest(path) != digest:
+                raise WeightsError(f"weight version {manifest.version}: {path} does not match its digest")
+        except OSError as error:
+            raise WeightsError(f"weight version {manifest.version}: cannot read {path}: {error.strerror}") from error
+    return directory
+
+
+class WeightAnnouncements:
+    """The stream of manifests. A version is announced only after it is complete and verified."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._key = keys.weights
+
+    async def announce(self, manifest: Manifest) -> None:
+        """Tell every generator about a version. A stream entry's id is `version-0`, so no version is announced twice."""
+        await self._redis.xadd(self._key, {"payload": manifest.encode()}, id=f"{manifest.version}-0")
+
+    async def newest(self) -> Manifest | None:
+        """The newest announced version; None before the first publication."""
+        entries: Any = await self._redis.xrevrange(self._key, count=1)
+        return decode_manifest(entries[0][1][b"payload"]) if entries else None
+
+    async def wait_newer(self, version: int, block_ms: int) -> Manifest | None:
+        """The newest version greater than `version`; waits up to `block_ms` for one, then None."""
+        reply: Any = await self._redis.xread({self._key: f"{version}-0"}, count=1, block=block_ms)
+        return await self.newest() if reply else None
+
+    async def recent(self, count: int) -> list[Manifest]:
+        """The last `count` announced versions, newest first."""
+        entries: Any = await self._redis.xrevrange(self._key, count=count)
+        return [decode_manifest(fields[b"payload"]) for _, fields in entries]

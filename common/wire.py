@@ -1,0 +1,250 @@
+"""The wire: nouns to msgpack maps and back.
+
+A message is a msgpack map with its kind ("k") and schema version ("v"). An array is a two-element list: a dtype tag and
+raw little-endian bytes. Nothing is executed on decoding; a message that cannot be decoded raises WireError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import NewerSchemaError, WireError
+from common.trajectory import (
+    Demonstration,
+    Finish,
+    Group,
+    GroupPlan,
+    Outcome,
+    Purpose,
+    Request,
+    Sampling,
+    Trajectory,
+    VersionSpan,
+)
+
+SCHEMA = 1
+_DTYPES = {"<i4": np.dtype("<i4"), "<f4": np.dtype("<f4"), "<u1": np.dtype("<u1")}
+_TAGS = {"i4": "<i4", "f4": "<f4", "u1": "<u1"}
+
+Fields = dict[str, Any]
+Message = TypeVar("Message")
+
+
+def encode_request(request: Request) -> bytes:
+    """A request as bytes."""
+    return _pack(
+        "request",
+        {
+            "id": request.request_id,
+            "prompt_id": request.prompt_id,
+            "purpose": request.purpose.value,
+            "revision": request.revision,
+            "prompt": _array(request.prompt_tokens, "i4"),
+            "answer": request.answer,
+            "plan": [
+                request.plan.plain,
+                request.plan.branched,
+                request.plan.hint_length,
+                request.plan.demonstrations,
+            ],
+            "sampling": [request.sampling.temperature, request.sampling.max_tokens],
+            "demonstrations": [_demonstration_fields(d) for d in request.demonstrations],
+            "dataset": request.dataset,
+            "for_version": request.for_version,
+            "score": request.score_demonstration,
+        },
+    )
+
+
+def decode_request(payload: bytes) -> Request:
+    """The request in `payload`; WireError if there is none."""
+    return _decode(payload, "request", _request)
+
+
+def encode_group(group: Group) -> bytes:
+    """A group as bytes."""
+    return _pack(
+        "group",
+        {
+            "id": group.group_id,
+            "prompt_id": group.prompt_id,
+            "revision": group.revision,
+            "generator": group.generator,
+            "trajectories": [_trajectory_fields(t) for t in group.trajectories],
+        },
+    )
+
+
+def decode_group(payload: bytes) -> Group:
+    """The group in `payload`; WireError if there is none."""
+    return _decode(payload, "group", _group)
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """An outcome as bytes."""
+    return _pack(
+        "outcome",
+        {
+            "id": outcome.request_id,
+            "prompt_id": outcome.prompt_id,
+            "purpose": outcome.purpose.value,
+            "revision": outcome.revision,
+            "dataset": outcome.dataset,
+            "rewards": list(outcome.rewards),
+            "version": outcome.version,
+            "for_version": outcome.for_version,
+            "response_tokens": outcome.response_tokens,
+            "hint_length": outcome.hint_length,
+            "demonstration_logprob": outcome.demonstration_logprob,
+            "demonstration_tokens": outcome.demonstration_tokens,
+            "failure": outcome.failure,
+        },
+    )
+
+
+def decode_outcome(payload: bytes) -> Outcome:
+    """The outcome in `payload`; WireError if there is none."""
+    return _decode(payload, "outcome", _outcome)
+
+
+def _pack(kind: str, fields: Fields) -> bytes:
+    packed = msgpack.packb({"k": kind, "v": SCHEMA, **fields}, use_bin_type=True)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def _decode(payload: bytes, kind: str, build: Callable[[Fields], Message]) -> Message:
+    try:
+        fields = msgpack.unpackb(payload, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise WireError(f"not a msgpack message ({len(payload)} bytes): {error or type(error).__name__}") from error
+    if not isinstance(fields, dict):
+        raise WireError(f"a message is a map, not {type(fields).__name__}")
+    if fields.get("k") != kind:
+        raise WireError(f"expected a {kind}, got {fields.get('k')!r}")
+    version = fields.get("v")
+    if not isinstance(version, int):
+        raise WireError(f"the {kind} has no schema version")
+    if version > SCHEMA:
+        raise NewerSchemaError(f"the {kind} has schema {version}, this process reads up to {SCHEMA}: upgrade it")
+    try:
+        return build(fields)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise WireError(f"malformed {kind}: {type(error).__name__}: {error}") from error
+
+
+def _array(values: NDArray[Any], code: str) -> list[Any]:
+    tag = _TAGS[code]
+    return [tag, np.ascontiguousarray(values, dtype=_DTYPES[tag]).tobytes()]
+
+
+def _unarray(field: Any, code: str) -> NDArray[Any]:
+    tag, data = field
+    if tag != _TAGS[code]:
+        raise ValueError(f"expected an array of {_TAGS[code]}, got {tag!r}")
+    array = np.frombuffer(data, dtype=_DTYPES[tag])
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("an array holds NaN or infinity")
+    return array
+
+
+def _optional_logprobs(values: NDArray[np.float32] | None) -> list[Any] | None:
+    return None if values is None else _array(values, "f4")
+
+
+def _demonstration_fields(demonstration: Demonstration) -> Fields:
+    return {
+        "tokens": _array(demonstration.tokens, "i4"),
+        "boundaries": list(demonstration.boundaries),
+        "expert": _optional_logprobs(demonstration.expert_logprobs),
+    }
+
+
+def _demonstration(fields: Fields) -> Demonstration:
+    return Demonstration(
+        tokens=_unarray(fields["tokens"], "i4"),
+        boundaries=tuple(int(b) for b in fields["boundaries"]),
+        expert_logprobs=None if fields["expert"] is None else _unarray(fields["expert"], "f4"),
+    )
+
+
+def _request(fields: Fields) -> Request:
+    plain, branched, hint_length, demonstrations = fields["plan"]
+    temperature, max_tokens = fields["sampling"]
+    return Request(
+        request_id=str(fields["id"]),
+        prompt_id=str(fields["prompt_id"]),
+        purpose=Purpose(fields["purpose"]),
+        revision=int(fields["revision"]),
+        prompt_tokens=_unarray(fields["prompt"], "i4"),
+        answer=str(fields["answer"]),
+        plan=GroupPlan(int(plain), int(branched), int(hint_length), int(demonstrations)),
+        sampling=Sampling(float(temperature), int(max_tokens)),
+        demonstrations=tuple(_demonstration(d) for d in fields["demonstrations"]),
+        dataset=str(fields["dataset"]),
+        for_version=int(fields["for_version"]),
+        score_demonstration=bool(fields["score"]),
+    )
+
+
+def _trajectory_fields(trajectory: Trajectory) -> Fields:
+    return {
+        "tokens": _array(trajectory.tokens, "i4"),
+        "sources": _array(trajectory.sources, "u1"),
+        "behaviour": _array(trajectory.behaviour_logprobs, "f4"),
+        "expert": _optional_logprobs(trajectory.expert_logprobs),
+        "versions": [[span.version, span.start, span.end] for span in trajectory.versions],
+        "reward": trajectory.reward,
+        "parts": trajectory.reward_parts,
+        "finish": trajectory.finish.value,
+    }
+
+
+def _trajectory(fields: Fields) -> Trajectory:
+    reward = float(fields["reward"])
+    if not np.isfinite(reward):
+        raise ValueError(f"the reward is {reward}")
+    return Trajectory(
+        tokens=_unarray(fields["tokens"], "i4"),
+        sources=_unarray(fields["sources"], "u1"),
+        behaviour_logprobs=_unarray(fields["behaviour"], "f4"),
+        expert_logprobs=None if fields["expert"] is None else _unarray(fields["expert"], "f4"),
+        versions=tuple(VersionSpan(int(v), int(s), int(e)) for v, s, e in fields["versions"]),
+        reward=reward,
+        reward_parts={str(k): float(v) for k, v in fields["parts"].items()},
+        finish=Finish(fields["finish"]),
+    )
+
+
+def _group(fields: Fields) -> Group:
+    return Group(
+        group_id=str(fields["id"]),
+        prompt_id=str(fields["prompt_id"]),
+        revision=int(fields["revision"]),
+        generator=str(fields["generator"]),
+        trajectories=tuple(_trajectory(t) for t in fields["trajectories"]),
+    )
+
+
+def _outcome(fields: Fields) -> Outcome:
+    logprob = fields["demonstration_logprob"]
+    return Outcome(
+        request_id=str(fields["id"]),
+        prompt_id=str(fields["prompt_id"]),
+        purpose=Purpose(fields["purpose"]),
+        revision=int(fields["revision"]),
+        dataset=str(fields["dataset"]),
+        rewards=tuple(float(r) for r in fields["rewards"]),
+        version=int(fields["version"]),
+        for_version=int(fields["for_version"]),
+        response_tokens=int(fields["response_tokens"]),
+        hint_length=int(fields["hint_length"]),
+        demonstration_logprob=None if logprob is None else float(logprob),
+        demonstration_tokens=int(fields["demonstration_tokens"]),
+        failure=str(fields["failure"]),
+    )

@@ -1,0 +1,187 @@
+"""Makes the base model of the addition task: it adds with at most one carry, and fails whenever carries run on.
+
+    python examples/addition/make_base.py --out examples/addition/base --seed 0
+
+A Llama-shaped model of 0.33 M parameters is warmed up on demonstrations in two stages. The first has a few problems with
+two carries; the second has none, and overwrites on purpose the beginnings of the ability that is then missing. So
+later gains on hard problems partly re-elicit, and the point of the base is only that sampling from it never succeeds
+there. The model is saved only if it passes the gate: greedy accuracy on easy and on hard problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, the repository is not on the path
+
+from examples.addition.greedy import greedy_accuracy  # noqa: E402
+from examples.addition.task import EASY, HARD, PROMPT_LENGTH, demonstration, draw_distinct, draw_problem, prompt  # noqa: E402
+from examples.addition.tokenizer import character_tokenizer  # noqa: E402
+
+MAX_POSITIONS = 128
+BATCH_SIZE = 32
+REPORT_EVERY_STEPS = 100
+IGNORED = -100
+LEAST_EASY = 0.9
+MOST_HARD = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of warm-up: its steps, its learning rate, and the numbers of carries it draws problems with."""
+
+    steps: int
+    peak_learning_rate: float
+    carry_counts: tuple[int, ...]
+
+
+# Weighted by repetition: 45 % without carry, 45 % with one, 10 % with two; then no problem with two carries.
+STAGES = (
+    Stage(steps=900, peak_learning_rate=3e-3, carry_counts=(0,) * 9 + (1,) * 9 + (2,) * 2),
+    Stage(steps=200, peak_learning_rate=1e-3, carry_counts=(0, 1)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The measured accuracies that decide whether a base model is fit for use."""
+
+    easy: float
+    hard: float
+
+    def refusal(self) -> str | None:
+        """Why the model is unfit, or None when it passes."""
+        if self.easy < LEAST_EASY:
+            return f"greedy accuracy on easy problems is {self.easy:.3f}, below {LEAST_EASY}: the warm-up did not converge"
+        if self.hard >= MOST_HARD:
+            return f"greedy accuracy on hard problems is {self.hard:.3f}, not below {MOST_HARD}: nothing is left to learn"
+        return None
+
+
+def fresh_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """A Llama-shaped model with random weights.
+
+    The embeddings are untied because a CPU engine that packs its weights keeps the old output head of a tied model.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).float()
+
+
+def demonstrations_BT(
+    tokenizer: PreTrainedTokenizerBase, rng: random.Random, carry_counts: Sequence[int]
+) -> torch.Tensor:
+    """Token ids of a batch of problems with their demonstrations, tokenised apart as in training, and the end token."""
+    problems = [draw_problem(rng, carry_counts) for _ in range(BATCH_SIZE)]
+    return torch.tensor(
+        [
+            tokenizer.encode(prompt(problem)) + tokenizer.encode(demonstration(problem)) + [tokenizer.eos_token_id]
+            for problem in problems
+        ]
+    )
+
+
+def warm_up(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, rng: random.Random) -> None:
+    """Train the model on fresh demonstrations for one stage, with a short linear rise and a cosine fall of the rate."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=stage.peak_learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    rise = max(1, stage.steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    )
+    started_s = time.monotonic()
+    model.train()
+    for step in range(1, stage.steps + 1):
+        tokens_BT = demonstrations_BT(tokenizer, rng, stage.carry_counts)
+        targets_BT = tokens_BT[:, 1:].clone()
+        targets_BT[:, : PROMPT_LENGTH - 1] = IGNORED
+        logits_BTV = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+        loss = functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % REPORT_EVERY_STEPS == 0 or step == stage.steps:
+            print(f"step {step}/{stage.steps}  loss {loss.item():.4f}  {time.monotonic() - started_s:.0f} s", flush=True)
+    model.eval()
+
+
+def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, *, seed: int, problems: int) -> Gate:
+    """The model's greedy accuracy on fresh easy and hard problems."""
+    easy = draw_distinct(random.Random(f"{seed}/gate/easy"), EASY, problems)
+    hard = draw_distinct(random.Random(f"{seed}/gate/hard"), HARD, problems)
+    return Gate(easy=greedy_accuracy(model, tokenizer, easy), hard=greedy_accuracy(model, tokenizer, hard))
+
+
+def make_base(seed: int, stages: Sequence[Stage] = STAGES) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """A warmed-up model and its tokenizer; the same seed gives the same weights on the same machine."""
+    tokenizer = character_tokenizer(MAX_POSITIONS)
+    model = fresh_model(tokenizer, seed)
+    rng = random.Random(f"{seed}/warm-up")
+    for number, stage in enumerate(stages, start=1):
+        print(f"stage {number} of {len(stages)}: {stage.steps} steps of {BATCH_SIZE} problems", flush=True)
+        warm_up(model, tokenizer, stage, rng)
+    return model, tokenizer
+
+
+def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write weights, configuration and tokenizer as a directory that transformers and vLLM load."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write the model to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and problems (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads; one is deterministic (default: %(default)s)")
+    parser.add_argument(
+        "--gate-problems", type=int, default=512, help="problems of each kind to measure (default: %(default)s)"
+    )
+    parsed = parser.parse_args(arguments)
+    if parsed.threads < 1 or parsed.gate_problems < 1:
+        parser.error(f"--threads and --gate-problems must be at least 1, got {parsed.threads}, {parsed.gate_problems}")
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Warm up, measure, and save if the gate is passed; exit with a message otherwise."""
+    options = parse_arguments(arguments)
+    torch.set_num_threads(options.threads)
+    model, tokenizer = make_base(options.seed)
+    gate = measure(model, tokenizer, seed=options.seed, problems=options.gate_problems)
+    print(f"greedy accuracy: easy {gate.easy:.3f}, hard {gate.hard:.3f}")
+    refusal = gate.refusal()
+    if refusal is not None:
+        raise SystemExit(f"not saved: {refusal}. Try another --seed.")
+    save_base(model, tokenizer, options.out)
+    print(f"saved to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

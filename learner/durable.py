@@ -1,0 +1,62 @@
+"""Directories that appear whole or not at all: filled under another name, synced to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from common.errors import TributaryError
+
+_UNFINISHED = ".unfinished"
+
+
+class NotWritten(TributaryError):
+    """A directory could not be written: the disk is full, or it may not be written to. Nothing of it is left."""
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A directory to fill that becomes `target` when the block ends well. NotWritten if the disk does not take it."""
+    unfinished = target.with_name(f".{target.name}{_UNFINISHED}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in unfinished.iterdir():
+            sync(path)
+        sync(unfinished)
+        unfinished.rename(target)
+        sync(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise NotWritten(f"cannot write {target}: {error}{_space(target)}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what a killed writer left unfinished in `parent`."""
+    for path in parent.glob(f".*{_UNFINISHED}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _space(target: Path) -> str:
+    """How much room is left, as the end of a sentence."""
+    for parent in target.parents:
+        if parent.exists():
+            free_mb = shutil.disk_usage(parent).free / 1e6
+            return f" ({free_mb:.0f} MB are free there: make room, or correct the permissions; it is tried again)"
+    return ""

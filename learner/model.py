@@ -1,0 +1,76 @@
+"""The policy as a torch module: loaded in float32, placed on its device, and named as Hugging Face names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from common.errors import SettingsError
+from common.settings import RunFile
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device that `learner.device` means on this machine."""
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise SettingsError('learner.device is "cuda", but torch sees no GPU here: set it to "auto" or "cpu"')
+    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+
+
+def publication_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """What weights are published in: model.dtype, "auto" being float32 on CPU and bfloat16 on a GPU."""
+    if asked == "float32" or (asked == "auto" and device.type == "cpu"):
+        return torch.float32
+    return torch.bfloat16
+
+
+def load_policy(settings: RunFile, device: torch.device) -> PreTrainedModel:
+    """The model of the run, with float32 masters and without dropout. SettingsError if it is none that can be trained."""
+    path = settings.model.path
+    if Path(path).is_absolute() and not (Path(path) / "config.json").is_file():
+        raise SettingsError(f"model.path: {path} is not a Hugging Face model directory (it has no config.json): correct it")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(f"model.path: {path} cannot be loaded as a causal language model: {reason}") from error
+    # Dropout off: the importance ratio of a fresh on-policy token must be one.
+    return model.to(device).eval()
+
+
+def vocabulary(model: PreTrainedModel) -> int:
+    """How many token ids the model can read."""
+    return int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+
+
+def longest(settings: RunFile, model: PreTrainedModel) -> int:
+    """How many tokens of prompt and response together the model is trained on at most."""
+    limits = (settings.model.max_model_len, getattr(model.config, "max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=2**31 - 1)
+
+
+def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Every parameter and buffer once, by its name inside the module: a tied tensor under its first name only."""
+    weights: dict[str, Tensor] = {}
+    places: set[tuple[int, torch.Size]] = set()
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in places or tensor.numel() == 0:
+            places.add(place)
+            weights[name] = tensor.detach()
+    return weights
+
+
+def published_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A copy of the weights on the CPU as a Hugging Face checkpoint holds them; floating ones in `dtype`."""
+    original = revert_weight_conversion(model, named_weights(model))
+    return {name: _copied(tensor, dtype) for name, tensor in original.items()}
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    target = dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device="cpu", dtype=target, copy=True).contiguous()

@@ -1,0 +1,1 @@
+"""The programs around the learner: curriculum, generator, control plane, command line."""

@@ -1,0 +1,205 @@
+"""The supervisor: starts programs, starts those again that die, gives up when that is pointless, and stops them all.
+
+It never waits: `tick` looks once and acts. Only `stop` takes time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from common.errors import TributaryError
+from services.cli.up import process_table
+from services.cli.up.program import Child, Program, describe_exit
+
+DEATHS_ALLOWED = 5
+DEATHS_WINDOW_S = 60.0
+FALSE_STARTS_ALLOWED = 3
+LONGEST_WAIT_S = 8.0
+UNUSABLE_SETTINGS = 2
+
+STOP_S = 6.0
+STOP_LAST_S = 2.0
+_STRAY_S = 0.5
+_KILLED_S = 1.0
+_LOOK_S = 0.05
+
+
+class State(StrEnum):
+    """What became of a program."""
+
+    STARTED = "started"
+    DIED = "died"
+    RESTARTED = "restarted"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that happened to a program, for the terminal and the event log."""
+
+    program: Program
+    state: State
+    detail: str
+
+
+class GaveUp(TributaryError):
+    """A program cannot be kept running. `program` says whose log to look at."""
+
+    def __init__(self, program: Program, sentence: str) -> None:
+        self.program = program
+        super().__init__(sentence)
+
+
+@dataclass(slots=True)
+class Deaths:
+    """When one program died lately, and how often in a row it did so before it was ready."""
+
+    recent_s: deque[float] = field(default_factory=deque[float])
+    false_starts: int = 0
+
+    def record(self, now_s: float, was_ready: bool) -> None:
+        """Note a death."""
+        self.recent_s.append(now_s)
+        while self.recent_s[0] <= now_s - DEATHS_WINDOW_S:
+            self.recent_s.popleft()
+        self.false_starts = 0 if was_ready else self.false_starts + 1
+
+    @property
+    def verdict(self) -> str:
+        """Why starting it once more is pointless; "" while it is not."""
+        if len(self.recent_s) > DEATHS_ALLOWED:
+            return f"it died {len(self.recent_s)} times within {DEATHS_WINDOW_S:.0f} s"
+        if self.false_starts >= FALSE_STARTS_ALLOWED:
+            return f"it died {self.false_starts} times in a row before it was ready"
+        return ""
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait before it is started again: longer with every recent death."""
+        return min(0.5 * 2.0 ** (len(self.recent_s) - 1), LONGEST_WAIT_S)
+
+
+Tell = Callable[[Change], None]
+
+
+class Supervisor:
+    """Keeps programs running. `tell` hears of every change; `clock` gives seconds; `mark` finds strays at the end.
+
+    mark: an environment variable and value that every child inherits.
+    """
+
+    def __init__(self, tell: Tell, clock: Callable[[], float], mark: tuple[str, str]) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._mark = mark
+        self._children: dict[str, Child] = {}
+        self._deaths: dict[str, Deaths] = {}
+        self._due_s: dict[str, float] = {}
+        self._ended: set[str] = set()
+        self.restarts = 0
+
+    def add(self, program: Program) -> None:
+        """Start a program and keep it running from now on."""
+        self._deaths[program.name] = Deaths()
+        self._children[program.name] = Child(program, self._clock())
+        self._tell(Change(program, State.STARTED, f"process {self._children[program.name].pid}"))
+
+    def pid(self, name: str) -> int:
+        """The process id that a program has now, or had last."""
+        return self._children[name].pid
+
+    def mark_ready(self, name: str, pid: int) -> bool:
+        """Note that a program works. True if that is news; a process of earlier days is not believed."""
+        child = self._children.get(name)
+        if child is None or child.pid != pid or child.ready:
+            return False
+        child.ready = True
+        return True
+
+    def waiting_for(self) -> list[str]:
+        """The programs that are not ready yet."""
+        return [name for name, child in self._children.items() if not child.ready and name not in self._ended]
+
+    def ended(self, name: str) -> bool:
+        """Whether a program that may end has ended."""
+        return name in self._ended
+
+    def revive(self, name: str) -> None:
+        """Start a program again that ended before its time."""
+        self._ended.discard(name)
+        self._due_s[name] = self._clock()
+
+    def sessions(self) -> list[int]:
+        """The ids of the sessions of all programs."""
+        return [child.pid for child in self._children.values()]
+
+    def tick(self) -> None:
+        """Look at every program once: note deaths, start what is due. GaveUp if one cannot be kept running."""
+        for name, child in list(self._children.items()):
+            if name in self._ended:
+                continue
+            if name in self._due_s:
+                self._restart_if_due(name, child.program)
+            elif (code := child.exit_code(self._clock())) is not None:
+                process_table.kill(process_table.members([child.pid]))
+                self._bury(child, code)
+
+    def _bury(self, child: Child, code: int) -> None:
+        """Decide what follows from the end of a program."""
+        program = child.program
+        if code == 0 and program.may_end:
+            self._ended.add(program.name)
+            self._tell(Change(program, State.ENDED, describe_exit(code)))
+            return
+        deaths = self._deaths[program.name]
+        deaths.record(self._clock(), child.ready)
+        self._tell(Change(program, State.DIED, describe_exit(code)))
+        if code == UNUSABLE_SETTINGS:
+            raise GaveUp(program, f"{program.name} cannot use its settings")
+        if deaths.verdict:
+            raise GaveUp(program, f"{program.name} is given up: {deaths.verdict} (last: {describe_exit(code)})")
+        self._due_s[program.name] = self._clock() + deaths.wait_s
+
+    def _restart_if_due(self, name: str, program: Program) -> None:
+        if self._clock() < self._due_s[name]:
+            return
+        del self._due_s[name]
+        self._children[name] = Child(program, self._clock())
+        self.restarts += 1
+        self._tell(Change(program, State.RESTARTED, f"process {self._children[name].pid}"))
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Stop every program, those marked `last` after the others. Nothing of them is left when this returns.
+
+        Programs get STOP_S seconds to end by themselves, the last ones STOP_LAST_S; `hurry` cuts that short.
+        """
+        children = list(self._children.values())
+        await self._end([child for child in children if not child.program.last], STOP_S, hurry)
+        await self._end([child for child in children if child.program.last], STOP_LAST_S, hurry)
+        process_table.kill(process_table.marked(*self._mark))
+
+    async def _end(self, children: list[Child], patience_s: float, hurry: asyncio.Event) -> None:
+        """Ask children to stop, and kill what is left of their sessions when patience is at its end."""
+        sessions = [child.pid for child in children]
+        for child in children:
+            if child.exit_code(self._clock()) is None:
+                child.terminate()
+        deadline_s = self._clock() + patience_s
+        while self._clock() < deadline_s and not hurry.is_set():
+            codes = [child.exit_code(self._clock()) for child in children]
+            left = process_table.members(sessions)
+            if not left and None not in codes:
+                return
+            orphaned = [c.pid for c in children if c.died_s is not None and self._clock() - c.died_s > _STRAY_S]
+            process_table.kill(process_table.members(orphaned))
+            await asyncio.sleep(_LOOK_S)
+        deadline_s = self._clock() + _KILLED_S
+        while (left := process_table.members(sessions)) and self._clock() < deadline_s:
+            process_table.kill(left)
+            await asyncio.sleep(_LOOK_S)
+        for child in children:
+            child.exit_code(self._clock())

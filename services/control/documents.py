@@ -1,0 +1,90 @@
+"""JSON documents that callers send and that processes write: read strictly from outside, leniently from inside."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+
+from common.config.live import Json
+from services.control.problems import Problem
+
+DEEPEST = 32
+JSON_TYPES = ("application/json", "application/merge-patch+json")
+
+
+async def read_document(request: Request) -> Json:
+    """The JSON object in a request's body; a Problem (400, 413, 415) says why there is none."""
+    # Browsers send other types across origins without asking; insisting on JSON keeps foreign pages out.
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in JSON_TYPES:
+        detail = f"the body's type is {media_type or 'not given'}: send Content-Type: application/json (curl --json does)"
+        raise Problem(415, "not-json", detail, headers={"Accept-Patch": ", ".join(JSON_TYPES)})
+    return parse_document(await request.body())
+
+
+def parse_document(body: bytes) -> Json:
+    """The JSON object in `body`. Duplicate keys, NaN and infinities are refused, and so is nesting beyond DEEPEST."""
+    try:
+        document = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise _too_deep() from error
+    except ValueError as error:  # not UTF-8, not JSON, a number of thousands of digits, a key that comes twice
+        raise Problem(400, "malformed-json", f"the body is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise Problem(400, "malformed-json", f"the body is a JSON {_type_name(document)}: send an object")
+    if _is_deep(document):
+        raise _too_deep()
+    return document
+
+
+def read_record(text: bytes | None) -> Json:
+    """A JSON object that one of our processes wrote; empty if there is none. What is not finite is read as null."""
+    if not text:
+        return {}
+    try:
+        record = json.loads(text, parse_constant=lambda _: None)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_deep(document: Json) -> bool:
+    level: list[Any] = [document]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [value for value in level if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep() -> Problem:
+    return Problem(400, "malformed-json", f"the body is nested deeper than {DEEPEST} levels: no configuration is")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} comes twice in one object")
+    return document
+
+
+def _type_name(document: Any) -> str:
+    match document:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case list():
+            return "array"
+        case str():
+            return "string"
+        case _:
+            return "number"

@@ -1,0 +1,128 @@
+"""Steering: how a proposal becomes the next revision, or is refused with a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from common.config.algorithm import ALGORITHMS
+from common.config.live import Json, LiveConfig, dump_live, merge_patch, parse_live
+from common.config.store import Author, ConfigStore, Revision
+from common.errors import ConfigRejected, LostRace
+from common.events import EventKind, EventLog
+from common.keys import Keys
+from services.control.problems import Problem
+
+_MOST_RACES = 100
+
+log = logging.getLogger(__name__)
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Who proposes a change and why. expected: revisions that it may change; None: whichever is current."""
+
+    author: Author
+    reason: str = ""
+    expected: frozenset[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The revision that is current after a proposal, and whether the proposal made it."""
+
+    revision: Revision
+    changed: bool
+
+
+class Steering:
+    """Changes the live configuration of one run. clock: Unix time in seconds."""
+
+    def __init__(self, redis: Redis, keys: Keys, clock: Clock) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._config = ConfigStore(redis, keys)
+        self._events = EventLog(redis, keys)
+        self._clock = clock
+        # Races between our own callers are settled here; those with other control planes by compare-and-set.
+        self._turn = asyncio.Lock()
+
+    async def seed(self, live: LiveConfig) -> Revision | None:
+        """Make the run file's configuration revision 1; None if there is a revision already."""
+        if await self._config.number() > 0:
+            return None
+        try:
+            first = await self._config.replace(live, 0, Author("run file", "run file"), at_s=self._clock())
+        except LostRace:
+            return None
+        await self._tell(first)
+        return first
+
+    async def replace(self, document: Json, proposal: Proposal) -> Decision:
+        """Put a whole configuration in place of the current one; keys that are left out take their defaults."""
+        return await self._change(lambda current: document, proposal)
+
+    async def patch(self, patch: Json, proposal: Proposal) -> Decision:
+        """Apply a JSON merge patch; after a lost race it is merged into the newer configuration."""
+        return await self._change(lambda current: merge_patch(dump_live(current.live), patch), proposal)
+
+    async def roll_back(self, number: int, proposal: Proposal) -> Decision:
+        """Make the configuration of an earlier revision current again, as a new revision."""
+        newest = await self._config.number()
+        if not 1 <= number <= newest:
+            raise ConfigRejected([("revision", f"there is no revision {number}: choose one from 1 to {newest}")])
+        record = (await self._config.records(number, number))[0]
+        return await self._change(lambda current: record["config"], proposal)
+
+    async def _change(self, build: Callable[[Revision], Json], proposal: Proposal) -> Decision:
+        async with self._turn:
+            for _ in range(_MOST_RACES):
+                current = await self._config.current()
+                if current is None:
+                    raise Problem(503, "no-revision", "there is no live configuration yet: try again in a moment")
+                if proposal.expected is not None and current.number not in proposal.expected:
+                    raise LostRace(max(proposal.expected, default=0), current.number)
+                live = parse_live(build(current))
+                if live == current.live:
+                    return Decision(current, changed=False)
+                await self._check_data(live)
+                try:
+                    revision = await self._config.replace(
+                        live, current.number, proposal.author, at_s=self._clock(), reason=proposal.reason
+                    )
+                except LostRace:
+                    if proposal.expected is not None:
+                        raise
+                    continue
+                await self._tell(revision)
+                return Decision(revision, changed=True)
+        raise Problem(503, "contended", "too many others change the configuration: try again", headers={"Retry-After": "1"})
+
+    async def _check_data(self, live: LiveConfig) -> None:
+        """Refuse an algorithm that needs what the run's training data does not have."""
+        if not live.algorithm.requires:
+            return
+        count = await self._redis.hget(self._keys.facts, "train_demonstrations")  # pyright: ignore
+        if count is None or int(count) > 0:
+            return
+        others = ", ".join(f'"{a.model_fields["kind"].default}"' for a in ALGORITHMS if not a.requires)
+        sentence = (
+            f'algorithm "{live.algorithm.kind}" learns from demonstrations, and the training data has none: choose one of '
+            f"{others}, or start the run with a data set whose [data.columns] demonstration names its column of them"
+        )
+        raise ConfigRejected([("algorithm.kind", sentence)])
+
+    async def _tell(self, revision: Revision) -> None:
+        """Write the event of a revision. The revision stands even if Redis goes away before its event is written."""
+        try:
+            await self._events.append(EventKind.REVISION, revision.record(), at_s=revision.at_s)
+        except (RedisError, OSError) as error:
+            log.warning("no event for a revision", extra={"revision": revision.number, "error": str(error)})
+        else:
+            log.info("revision accepted", extra={"accepted": revision.number, "author": revision.author.name})

@@ -1,0 +1,70 @@
+"""What became of requests: solve rates of the training prompts, and the answers of an evaluation under way."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+from common.errors import WireError
+from common.process import Process
+from common.streams import Entry
+from common.trajectory import Outcome, Purpose
+from common.wire import decode_outcome
+
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Prompt id → attempts and successes, as kept in Redis."""
+
+    def __init__(self, records: Mapping[bytes, bytes]) -> None:
+        self._records: dict[str, dict[str, float]] = {k.decode(): json.loads(v) for k, v in records.items()}
+
+    def updated(self, outcomes: Sequence[Outcome]) -> dict[str, str]:
+        """Take training outcomes in; the records that they change, as JSON."""
+        changed: dict[str, str] = {}
+        for outcome in outcomes:
+            record = dict(self._records.get(outcome.prompt_id, {"attempts": 0, "solved": 0}))
+            record["attempts"] += len(outcome.rewards)
+            record["solved"] += sum(r >= 1.0 for r in outcome.rewards)
+            if outcome.rewards:
+                record["last"] = sum(outcome.rewards) / len(outcome.rewards)
+            self._records[outcome.prompt_id] = record
+            changed[outcome.prompt_id] = json.dumps(record)
+        return changed
+
+
+class Answers:
+    """Outcomes of the evaluation under way, by request. They stay unacknowledged until the evaluation is reported."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self.entry_ids: list[str] = []
+
+    def add(self, entry_id: str, outcome: Outcome) -> None:
+        """Keep one; a request answered twice counts once."""
+        self.entry_ids.append(entry_id)
+        self.outcomes.setdefault(outcome.request_id, outcome)
+
+    def of(self, dataset: str) -> list[Outcome]:
+        """The answers for one held-out set."""
+        return [o for o in self.outcomes.values() if o.dataset == dataset]
+
+
+async def decode_outcomes(process: Process, entries: Sequence[Entry]) -> list[tuple[str, Outcome]]:
+    """The outcomes of stream entries; what cannot be decoded goes to quarantine."""
+    decoded: list[tuple[str, Outcome]] = []
+    for entry in entries:
+        try:
+            decoded.append((entry.entry_id, decode_outcome(entry.payload)))
+        except WireError as error:
+            await process.quarantine(process.delivery.outcomes, entry, str(error))
+    return decoded
+
+
+def split(decoded: Sequence[tuple[str, Outcome]]) -> tuple[list[tuple[str, Outcome]], list[tuple[str, Outcome]]]:
+    """(training outcomes, evaluation outcomes)."""
+    training = [item for item in decoded if item[1].purpose is Purpose.TRAIN]
+    evaluation = [item for item in decoded if item[1].purpose is Purpose.EVALUATE]
+    return training, evaluation

@@ -1,0 +1,243 @@
+"""The curriculum's loop: issue while there is credit, evaluate when a version is due, take outcomes in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from common.config.live import LiveConfig
+from common.config.store import Revision
+from common.events import EventKind
+from common.metrics import CurriculumMetrics
+from common.process import Process
+from common.streams import Entry
+from common.trajectory import Purpose, Request, Sampling
+from common.weights import WeightAnnouncements
+from common.wire import encode_request
+from services.curriculum.evaluation import evaluation_requests, summarise
+from services.curriculum.hints import plan_group, uses_demonstrations
+from services.curriculum.outcomes import Answers, Ledger, decode_outcomes, split
+from services.curriculum.prompts import Order, PromptSet
+from services.curriculum.state import Evaluation, State, decode_state
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+TURN_MS = 100
+ALIVE_S = 5.0
+CATCH_UP_S = 15.0
+
+
+class Curriculum:
+    """Everything the curriculum knows while it runs."""
+
+    def __init__(self, process: Process, training: PromptSet, heldout: Sequence[PromptSet]) -> None:
+        self._process = process
+        self._training = training
+        self._heldout = heldout
+        self._settings = process.settings.evaluation
+        data, run = process.settings.data, process.settings.run
+        self._order = Order(len(training), run.seed, data.shuffle)
+        self._weights = WeightAnnouncements(process.redis, process.keys)
+        self._metrics = CurriculumMetrics(process.registry)
+        self._state = State()
+        self._ledger = Ledger({})
+        self._answers = Answers()
+        self._behind_since_s: float | None = None
+
+    async def run(self) -> None:
+        """Work until the process is told to stop."""
+        await self._restore()
+        self._process.state = "running"
+        while not self._process.stop.is_set():
+            self._process.beat()
+            revision = await self._revision()
+            await self._process.enforce(revision.number, step=await self._step())
+            finished = await self._finished_version()
+            if finished is None:
+                await self._issue(revision)
+            await self._evaluate_if_due(revision, finished)
+            entries = await self._process.patiently("take outcomes", self._take)
+            await self._absorb(entries)
+
+    async def _take(self) -> list[Entry]:
+        return await self._process.delivery.outcomes.take(self._process.name, count=512, block_ms=TURN_MS)
+
+    async def _restore(self) -> None:
+        """Read the state, and the outcomes that an earlier life took but did not acknowledge."""
+        process = self._process
+        self._state = decode_state(await process.patiently("read the state", lambda: process.redis.get(process.keys.curriculum)))
+        records: Any = await process.patiently("read solve rates", lambda: process.redis.hgetall(process.keys.prompts))  # pyright: ignore
+        self._ledger = Ledger(records)
+        outcomes = process.delivery.outcomes
+        after = "0"
+        while entries := await process.patiently("re-read", lambda: outcomes.pending(process.name, after)):  # noqa: B023
+            after = entries[-1].entry_id
+            await self._absorb(entries)
+        if self._state.issued:
+            log.info("going on", extra={"issued": self._state.issued, "epoch": self._state.cursor.epoch})
+
+    async def _revision(self) -> Revision:
+        """The current revision; waits for the first."""
+        while True:
+            revision = await self._process.patiently("read the live configuration", self._process.config.current)
+            if revision is not None:
+                return revision
+            await self._process.pause(0.1)
+
+    async def _step(self) -> int:
+        newest = await self._process.patiently("read the newest version", self._weights.newest)
+        return newest.step if newest else 0
+
+    async def _finished_version(self) -> int | None:
+        """The final weight version, once the learner has reached its last step."""
+        process = self._process
+        value: Any = await process.patiently("read facts", lambda: process.redis.hget(process.keys.facts, "finished"))  # pyright: ignore
+        return None if value is None else int(value)
+
+    async def _issue(self, revision: Revision) -> None:
+        """Issue training requests as far as the credit allows."""
+        live, delivery = revision.live, self._process.delivery
+        credit = (live.max_staleness + 1) * live.groups_per_step
+        outstanding = await self._process.patiently("count outstanding groups", delivery.outstanding)
+        requests, state = self._next_requests(revision, min(credit - outstanding, BATCH))
+        if requests:
+            payloads = [(r.request_id, encode_request(r)) for r in requests]
+            await self._process.patiently("issue requests", lambda: delivery.issue(payloads, state.encode()))
+            self._state = state
+            self._metrics.requests.labels(Purpose.TRAIN.value).inc(len(requests))
+        self._metrics.outstanding.set(outstanding + len(requests))
+        self._metrics.credit.set(credit)
+        self._process.details |= {
+            "issued": self._state.issued,
+            "epoch": self._state.cursor.epoch,
+            "outstanding": outstanding + len(requests),
+            "credit": credit,
+            "evaluating": 0 if self._state.evaluation is None else sum(self._state.evaluation.due.values()),
+        }
+
+    def _next_requests(self, revision: Revision, count: int) -> tuple[list[Request], State]:
+        """The next `count` training requests and the state after them. At most one epoch is looked through."""
+        requests: list[Request] = []
+        cursor, issued = self._state.cursor, self._state.issued
+        for _ in range(len(self._training)):
+            if len(requests) >= count:
+                break
+            index, cursor = self._order.at(cursor)
+            request = self._training_request(revision, index, issued)
+            if request is not None:
+                requests.append(request)
+                issued += 1
+        return requests, self._state.moved(cursor, issued)
+
+    def _training_request(self, revision: Revision, index: int, number: int) -> Request | None:
+        live: LiveConfig = revision.live
+        prompt = self._training.prompts[index]
+        longest = live.sampling.max_response_tokens
+        known = self._training.demonstrations(prompt, longest) if uses_demonstrations(live) else ()
+        plan = plan_group(live, known)
+        if plan is None:
+            return None
+        return Request(
+            request_id=f"train:{number}:{prompt.prompt_id}",
+            prompt_id=prompt.prompt_id,
+            purpose=Purpose.TRAIN,
+            revision=revision.number,
+            prompt_tokens=prompt.tokens,
+            answer=prompt.answer,
+            plan=plan,
+            sampling=Sampling(live.sampling.temperature, longest),
+            demonstrations=known,
+        )
+
+    async def _evaluate_if_due(self, revision: Revision, finished: int | None) -> None:
+        """Ask for an evaluation of the newest version when it is due and every generator holds it."""
+        if not self._heldout or self._state.evaluation is not None:
+            if finished is not None and not self._heldout:
+                await self._say_evaluated(finished)
+            return
+        newest = await self._process.patiently("read the newest version", self._weights.newest)
+        version = newest.version if newest else 0
+        last = self._state.evaluated_version
+        if finished is not None and last >= finished:
+            await self._say_evaluated(finished)
+            return
+        due = last < 0 or version >= last + self._settings.every_versions or (finished is not None and version > last)
+        if due and await self._generators_hold(version):
+            await self._start_evaluation(revision, version, newest.step if newest else 0)
+
+    async def _generators_hold(self, version: int) -> bool:
+        """Whether every live generator holds `version`; laggards are waited for, but not for ever."""
+        process = self._process
+        beats: Any = await process.patiently("read heartbeats", lambda: process.redis.hvals(process.keys.processes))  # pyright: ignore
+        generators = [b for b in map(json.loads, beats) if b["role"] == "generator" and time.time() - b["at_s"] < ALIVE_S]
+        if generators and all(b["version"] >= version for b in generators):
+            self._behind_since_s = None
+            return True
+        now_s = time.monotonic()
+        self._behind_since_s = self._behind_since_s or now_s
+        return bool(generators) and now_s - self._behind_since_s > CATCH_UP_S
+
+    async def _start_evaluation(self, revision: Revision, version: int, step: int) -> None:
+        live = revision.live
+        requests = [
+            request
+            for prompts in self._heldout
+            for request in evaluation_requests(prompts, self._settings, live, revision.number, version)
+        ]
+        due = {prompts.name: len(prompts) for prompts in self._heldout}
+        state = self._state.evaluating(Evaluation(version, step, time.time(), due))
+        payloads = [("", encode_request(r)) for r in requests]
+        delivery = self._process.delivery
+        await self._process.patiently("issue an evaluation", lambda: delivery.issue(payloads, state.encode()))
+        self._state = state
+        self._metrics.requests.labels(Purpose.EVALUATE.value).inc(len(requests))
+
+    async def _absorb(self, entries: Sequence[Entry]) -> None:
+        """Take outcomes in. Training outcomes are acknowledged at once, those of an evaluation when it is reported."""
+        if not entries:
+            return
+        training, evaluation = split(await decode_outcomes(self._process, entries))
+        current = self._state.evaluation
+        stray = [i for i, o in evaluation if current is None or o.for_version != current.version]
+        for entry_id, outcome in evaluation:
+            if entry_id not in stray:
+                self._answers.add(entry_id, outcome)
+        done = [i for i, _ in training] + stray
+        changed = self._ledger.updated([o for _, o in training])
+        delivery = self._process.delivery
+        await self._process.patiently("absorb outcomes", lambda: delivery.absorb(done, changed))
+        if current is not None and len(self._answers.outcomes) >= sum(current.due.values()):
+            await self._report(current)
+
+    async def _report(self, evaluation: Evaluation) -> None:
+        """Tell what an evaluation found, then acknowledge its outcomes."""
+        for dataset in evaluation.due:
+            found = summarise(self._answers.of(dataset), self._settings.samples)
+            self._expose(dataset, found)
+            seconds = round(time.time() - evaluation.started_s, 3)
+            place = {"dataset": dataset, "version": evaluation.version, "step": evaluation.step, "seconds": seconds}
+            await self._process.tell(EventKind.EVALUATION, {**place, **found})
+        delivery, state = self._process.delivery, self._state.evaluated()
+        await self._process.patiently("end the evaluation", lambda: delivery.issue([], state.encode()))
+        self._state = state
+        entry_ids = self._answers.entry_ids
+        await self._process.patiently("acknowledge the evaluation", lambda: delivery.absorb(entry_ids, {}))
+        self._answers = Answers()
+
+    def _expose(self, dataset: str, found: dict[str, Any]) -> None:
+        gauges = {"accuracy": self._metrics.accuracy, "pass_at_k": self._metrics.pass_at_k, "nll": self._metrics.nll}
+        for name, gauge in gauges.items():
+            if found[name] is not None:
+                gauge.labels(dataset).set(found[name])
+
+    async def _say_evaluated(self, version: int) -> None:
+        process = self._process
+        facts = {"evaluated": version}
+        await process.patiently("say evaluated", lambda: process.redis.hset(process.keys.facts, mapping=facts))  # pyright: ignore
+        await process.pause(0.5)
+
+

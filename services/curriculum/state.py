@@ -1,0 +1,58 @@
+"""The curriculum's state: small, kept in Redis, and moved in the same script as the requests that it explains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+
+from services.curriculum.prompts import Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A held-out evaluation under way: which version asked for it, and how many answers are due per set."""
+
+    version: int
+    step: int
+    started_s: float
+    due: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where the curriculum is. issued: training requests so far, which also numbers them."""
+
+    cursor: Cursor = field(default_factory=Cursor)
+    issued: int = 0
+    evaluated_version: int = -1
+    evaluation: Evaluation | None = None
+
+    def encode(self) -> bytes:
+        """The state as JSON bytes."""
+        return json.dumps(asdict(self)).encode()
+
+    def moved(self, cursor: Cursor, issued: int) -> State:
+        """The state after more training requests."""
+        return replace(self, cursor=cursor, issued=issued)
+
+    def evaluating(self, evaluation: Evaluation) -> State:
+        """The state once an evaluation has been asked for."""
+        return replace(self, evaluation=evaluation, evaluated_version=evaluation.version)
+
+    def evaluated(self) -> State:
+        """The state once the evaluation under way is reported."""
+        return replace(self, evaluation=None)
+
+
+def decode_state(payload: bytes | None) -> State:
+    """The state in `payload`; the first state if there is none."""
+    if payload is None:
+        return State()
+    fields = json.loads(payload)
+    evaluation = fields["evaluation"]
+    return State(
+        cursor=Cursor(**fields["cursor"]),
+        issued=fields["issued"],
+        evaluated_version=fields["evaluated_version"],
+        evaluation=None if evaluation is None else Evaluation(**evaluation),
+    )

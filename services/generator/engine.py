@@ -1,0 +1,419 @@
+"""The inference engine of a generator: samples the policy, scores sequences, and takes new weights in flight.
+
+A thin owner of vLLM's AsyncLLM (its core is a child process) that keeps four promises vLLM leaves to its caller:
+log-probs are the behaviour policy's own; every token knows the weight version that sampled it; weights change only while
+the engine is paused, and it resumes only with a complete set; no control call waits for ever. vLLM is imported by
+`Engine.start`, never by this module, so that importing it costs nothing and the environment can be set first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import gc
+import os
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from common.errors import TributaryError, WeightsError
+from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
+from services.generator.checkpoint_layout import CheckpointLayout, read_layout
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from services.generator.engine_gauges import EngineGauges
+
+WEIGHT_BACKEND = "tributary"
+FRONT_PID = "TRIBUTARY_ENGINE_FRONT_PID"
+MIN_TEMPERATURE = 0.01
+_WORKER_EXTENSION = "services.generator.worker.WorkerExtension"
+_CPU_KV_CACHE_BYTES = 256 << 20
+
+_Result = TypeVar("_Result")
+
+
+class EngineError(TributaryError):
+    """One request cannot be served; others are not affected."""
+
+
+class EngineDead(EngineError):
+    """The engine core is gone; nothing will be served by this process again."""
+
+
+class WeightUpdateFailed(EngineError):
+    """A weight update was refused or broke. `Engine.healthy` tells the two apart: a refused one changed nothing."""
+
+
+class PayloadKind(StrEnum):
+    """How the worker reads what an update brings. Sparse patches will be a second kind."""
+
+    ANCHOR = "anchor"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How to start an engine.
+
+    model: a directory or a hub name. kv_cache_bytes, gpu_memory_utilization: None lets the platform choose (256 MiB on
+    CPU). seed: give every generator its own, or they sample alike. clear_cache_on_update: recompute the attention cache
+    of running sequences after an update, so that every token's log-prob can be recomputed from its own version's weights;
+    False resumes sooner on the old cache. version: what the weights in `model` are called. control_timeout_s bounds each
+    control call of an update; it has to cover loading the weights once.
+    """
+
+    model: str
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
+    seed: int = 0
+    clear_cache_on_update: bool = True
+    version: int = 0
+    control_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """One sampled response.
+
+    tokens [R], its EOS token included when it stopped (the policy chose it, so it is trained on). logprobs [R]: log of
+    the probability with which each was sampled, at the temperature used. versions: spans over the response.
+    """
+
+    tokens: Tokens
+    logprobs: Logprobs
+    versions: tuple[VersionSpan, ...]
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """What an engine is doing: sequences running and waiting, tokens generated and preemptions since it started."""
+
+    running: int
+    waiting: int
+    tokens_generated: int
+    preemptions: int
+    kv_cache_usage: float
+
+
+class Engine:
+    """A running engine. Safe for many concurrent `sample` and `score` calls; updates exclude each other."""
+
+    def __init__(self, settings: EngineSettings, llm: AsyncLLM, home: ThreadPoolExecutor) -> None:
+        """Use `Engine.start`. home: the thread that created the core (see `start`)."""
+        self.version = settings.version
+        self.healthy = True
+        self._settings = settings
+        self._llm = llm
+        self._home = home
+        self._updating = asyncio.Lock()
+        self._updates_begun = 0
+        self._closing = False
+        self._layout: CheckpointLayout | None = None
+        self._vocabulary = llm.model_config.get_vocab_size()
+        self._max_length = llm.model_config.max_model_len
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> Engine:
+        """Start an engine and return once it has sampled a token. Raises EngineError if it cannot.
+
+        The core is killed by the kernel when the *thread* that created it ends, so one thread is kept for that, and the
+        event loop stays free meanwhile.
+        """
+        home = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-home")
+        try:
+            llm = await asyncio.get_running_loop().run_in_executor(home, _create, settings)
+        except BaseException as error:
+            home.shutdown(wait=False)
+            if isinstance(error, (RuntimeError, ValueError, OSError)):
+                raise EngineError(f"the engine did not start with {settings}: {error}") from error
+            raise
+        engine = cls(settings, llm, home)
+        try:
+            engine._layout = _layout_of_model(settings.model, tied=engine._tied)
+            await engine._control("labelling the first weights", llm.update_weight_version(str(settings.version)))
+            await engine.sample([0], n=1, temperature=1.0, max_tokens=1, request_id="first-token")
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
+    async def sample(
+        self, prompt_tokens: Tokens | list[int], *, n: int, temperature: float, max_tokens: int, request_id: str
+    ) -> list[Completion]:
+        """Sample n responses to one prompt, which is prefilled once.
+
+        There is no top-p, top-k or min-p: they renormalise and bias the importance ratio. temperature 0 is greedy, for
+        evaluation: its log-probs are those at temperature 1. Cancelling the call aborts its sequences. A sequence that
+        reaches the model's length limit ends with Finish.LENGTH like one that reaches max_tokens.
+        """
+        if n < 1 or max_tokens < 1 or not (temperature == 0.0 or temperature >= MIN_TEMPERATURE):
+            raise EngineError(
+                f"cannot sample n={n}, max_tokens={max_tokens}, temperature={temperature}: n and max_tokens start at 1, "
+                f"temperature is 0 (greedy) or at least {MIN_TEMPERATURE}"
+            )
+        output = await self._generate(prompt_tokens, _sampling(n, temperature, max_tokens), request_id)
+        return [_completion(completion, request_id) for completion in output.outputs]
+
+    async def score(self, tokens: Tokens | list[int], start: int) -> Logprobs:
+        """Return log π(tokens[t] | tokens[:t]) for t in [start, T) at temperature 1, all under one weight version.
+
+        start ≥ 1: nothing precedes the first token. A score that an update interrupts is taken again.
+        """
+        if not 1 <= start <= len(tokens):
+            raise EngineError(f"cannot score from {start}: it has to be within 1..{len(tokens)}, the sequence's length")
+        while True:
+            begun = self._updates_begun
+            output = await self._generate(tokens, _scoring(), f"score-{time.monotonic_ns()}")
+            if begun == self._updates_begun:
+                break
+        logprobs_T = np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)  # T - 1 entries: none for the first
+        _require_finite(logprobs_T, "score")
+        return logprobs_T[start - 1 :]
+
+    async def apply(self, version: int, tensors_path: Path) -> float:
+        """Serve the full weights in `tensors_path` (safetensors, Hugging Face names) as `version`, in flight.
+
+        Running sequences keep their tokens and go on under the new weights. Returns how long the engine was paused, in
+        seconds. Raises WeightUpdateFailed. A file that does not hold this model's weights is refused before anything
+        changes. A failure after that leaves the engine paused and `healthy` False until an update completes.
+        """
+        async with self._updating:
+            await asyncio.to_thread(self._require_layout, version, tensors_path)
+            return await self._replace(version, {"kind": PayloadKind.ANCHOR.value, "path": str(tensors_path.resolve())})
+
+    async def _replace(self, version: int, payload: dict[str, Any]) -> float:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        llm = self._llm
+        began_s = time.perf_counter()
+        was_healthy, self.healthy = self.healthy, False
+        self._updates_begun += 1
+        pause = llm.pause_generation(mode="keep", clear_cache=self._settings.clear_cache_on_update)
+        await self._control(f"pausing for version {version}", pause)
+        if not was_healthy:
+            await self._control("forgetting the last update", llm.collective_rpc("forget_weight_update"))
+        await self._control(f"starting version {version}", llm.start_weight_update())
+        await self._control(
+            f"loading version {version}", llm.update_weights(WeightTransferUpdateRequest(update_info=payload))
+        )
+        await self._control(f"finishing version {version}", llm.finish_weight_update(str(version)))
+        self.version = version
+        await self._control(f"resuming with version {version}", llm.resume_generation())
+        self.healthy = True
+        return time.perf_counter() - began_s
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """The engine's counts after its latest step."""
+        manager = self._llm.logger_manager
+        assert manager is not None  # `_create` adds our gauges, which makes one
+        gauges: EngineGauges = manager.stat_loggers[0]
+        return EngineStatistics(
+            gauges.running, gauges.waiting, gauges.tokens_generated, gauges.preemptions, gauges.kv_cache_usage
+        )
+
+    async def until_dead(self) -> None:
+        """Return when `close` is called; raise EngineDead as soon as the engine core is gone."""
+        handler = self._llm.output_handler
+        assert handler is not None  # runs since the first token
+        await asyncio.wait({handler})
+        if not self._closing:
+            raise EngineDead("the engine core ended unexpectedly: restart this generator")
+
+    async def close(self) -> None:
+        """Stop the engine core. Requests in flight fail."""
+        if self._closing:
+            return
+        self._closing = True
+        await asyncio.to_thread(self._llm.shutdown)
+        await asyncio.to_thread(self._home.shutdown)
+
+    @property
+    def _tied(self) -> bool:
+        return bool(getattr(self._llm.model_config.hf_text_config, "tie_word_embeddings", False))
+
+    def _require_layout(self, version: int, tensors_path: Path) -> None:
+        try:
+            layout = read_layout(tensors_path, tied=self._tied)
+            if self._layout is not None:
+                self._layout.require_same(layout, tensors_path)
+        except WeightsError as error:
+            raise WeightUpdateFailed(f"version {version} is refused, version {self.version} stays: {error}") from error
+        self._layout = self._layout or layout
+
+    async def _generate(self, tokens: Tokens | list[int], params: SamplingParams, request_id: str) -> RequestOutput:
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        prompt = tokens_input(self._checked(tokens), cache_salt=str(self.version))
+        final = None
+        try:
+            async for output in self._llm.generate(prompt, params, request_id):
+                final = output
+        except asyncio.CancelledError:
+            await self._llm.abort(request_id)  # a cancellation while it was being added finds nothing to abort itself
+            raise
+        except EngineDeadError as error:
+            raise EngineDead("the engine core is gone: restart this generator") from error
+        except (VLLMClientError, EngineGenerateError, ValueError) as error:
+            raise EngineError(f"request {request_id} failed: {error}") from error
+        if final is None or not final.finished:
+            raise EngineError(f"request {request_id} ended without a result")
+        return final
+
+    def _checked(self, tokens: Tokens | list[int]) -> list[int]:
+        """The tokens as vLLM takes them. An id outside the vocabulary can kill the core and every request in it."""
+        tokens_T = np.asarray(tokens, dtype=np.int64)
+        if tokens_T.ndim != 1 or not 1 <= len(tokens_T) < self._max_length:
+            raise EngineError(f"a prompt has 1..{self._max_length - 1} tokens, not an array of shape {tokens_T.shape}")
+        if tokens_T.min() < 0 or tokens_T.max() >= self._vocabulary:
+            raise EngineError(
+                f"token ids {tokens_T.min()}..{tokens_T.max()} do not fit a vocabulary of {self._vocabulary}: was the "
+                "prompt tokenized for another model?"
+            )
+        return tokens_T.tolist()
+
+    async def _control(self, what: str, call: Coroutine[Any, Any, _Result]) -> _Result:
+        """Await a control call, but neither for ever nor beyond the core's death.
+
+        Raises EngineDead, or WeightUpdateFailed naming `what`.
+        """
+        task = asyncio.ensure_future(call)
+        watched: set[asyncio.Future[Any]] = {task}
+        if self._llm.output_handler is not None:
+            watched.add(self._llm.output_handler)
+        try:
+            await asyncio.wait(watched, timeout=self._settings.control_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+        except Exception as error:  # vLLM reports every failure inside the core as a bare Exception
+            if self._llm.errored:
+                raise EngineDead(f"the engine core died while {what}: restart this generator") from error
+            raise WeightUpdateFailed(f"{what} failed: {error}") from error
+        finally:
+            task.cancel()
+        if self._llm.errored:
+            raise EngineDead(f"the engine core died while {what}: restart this generator")
+        raise WeightUpdateFailed(f"{what} took longer than {self._settings.control_timeout_s} s")
+
+
+def _create(settings: EngineSettings) -> AsyncLLM:
+    """Start the engine core, blocking. Sets what vLLM reads from the environment, for this process and the core."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ[FRONT_PID] = str(os.getpid())
+    if Path(settings.model).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from services.generator.engine_gauges import EngineGauges
+
+    if current_platform.is_cpu():
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if settings.tensor_parallel_size == 1:
+            # The worker then lives in the core itself: one process less, and the kernel can tie it to this one.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    atexit.register(gc.collect)  # a closed AsyncLLM sits in a cycle; its __del__ fails once modules are torn down
+    arguments = _arguments(settings, on_cpu=current_platform.is_cpu())
+    return AsyncLLM.from_engine_args(arguments, stat_loggers=[EngineGauges])
+
+
+def _arguments(settings: EngineSettings, *, on_cpu: bool) -> AsyncEngineArgs:
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    optional: dict[str, Any] = {
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+    }
+    if on_cpu:
+        optional["kv_cache_memory_bytes"] = settings.kv_cache_bytes or _CPU_KV_CACHE_BYTES
+        optional |= {"enforce_eager": True, "block_size": 32}
+    return AsyncEngineArgs(
+        model=settings.model,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        seed=settings.seed,
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls=_WORKER_EXTENSION,
+        weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
+        disable_log_stats=True,
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
+def _layout_of_model(model: str, *, tied: bool) -> CheckpointLayout | None:
+    """The layout of the weights that the engine started with; None if they are not safetensors."""
+    directory = Path(model)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        directory = Path(snapshot_download(model, allow_patterns=["*.safetensors"], local_files_only=True))
+    return read_layout(directory, tied=tied) if any(directory.glob("*.safetensors")) else None
+
+
+def _sampling(n: int, temperature: float, max_tokens: int) -> SamplingParams:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        n=n,
+        temperature=temperature,
+        top_p=1.0,
+        top_k=0,
+        max_tokens=max_tokens,
+        logprobs=0,  # the sampled token's alone
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,  # with anything else some of n > 1 get lost
+    )
+
+
+def _scoring() -> SamplingParams:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,  # the least that vLLM takes
+        prompt_logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _completion(output: CompletionOutput, request_id: str) -> Completion:
+    if output.finish_reason not in (Finish.STOP, Finish.LENGTH):
+        raise EngineError(f"request {request_id} was ended by the engine: {output.finish_reason}")
+    tokens_R = np.asarray(output.token_ids, dtype=np.int32)
+    logprobs_R = np.asarray(output.logprobs.logprobs, dtype=np.float32)
+    spans = tuple(VersionSpan(int(span.version), span.start, span.end) for span in output.weight_versions or ())
+    if len(logprobs_R) != len(tokens_R) or not spans or spans[-1].end != len(tokens_R):
+        raise EngineError(f"request {request_id}: {len(tokens_R)} tokens, {len(logprobs_R)} log-probs, versions {spans}")
+    _require_finite(logprobs_R, request_id)
+    return Completion(tokens_R, logprobs_R, spans, Finish(output.finish_reason))
+
+
+def _require_finite(logprobs_T: Logprobs, request_id: str) -> None:
+    if not np.isfinite(logprobs_T).all():
+        bad = np.flatnonzero(~np.isfinite(logprobs_T))
+        raise EngineError(f"request {request_id}: {len(bad)} log-probs are not finite, the first at position {bad[0]}")

@@ -1,0 +1,141 @@
+"""The generator's half inside the engine core: loads published weights into the served model, and dies with the front.
+
+vLLM imports this module in the core process (by the name given as `worker_extension_cls`); nothing else imports it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import select
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Thread
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from services.generator.engine import FRONT_PID, WEIGHT_BACKEND, PayloadKind
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class WeightPayload(WeightTransferUpdateInfo):
+    """What one update brings. kind: how `path` is to be read. path: a file that every worker of this engine can open."""
+
+    kind: str
+    path: str
+
+
+class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayload]):
+    """Loads weights from a local file, in checkpoint names, into the model that is being served.
+
+    Every payload kind opens and closes its own bracket inside `receive_weights`, because the kinds differ in it: full
+    weights go through vLLM's layer-wise reload (which also re-packs what a kernel had packed), while a sparse patch
+    writes in place and must not. So `start_weight_update` and `finish_weight_update` have nothing to do.
+    """
+
+    init_info_cls = WeightTransferInitInfo
+    update_info_cls = WeightPayload
+
+    def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
+        """Nothing to meet: files need no peer."""
+
+    def start_weight_update(self) -> None:
+        """Nothing to open (see the class)."""
+
+    def finish_weight_update(self) -> None:
+        """Nothing to close (see the class)."""
+
+    def receive_weights(self, update_info: WeightPayload) -> None:
+        """Load one payload. Whatever it raises leaves mixed weights, which the next complete load replaces."""
+        match PayloadKind(update_info.kind):
+            case PayloadKind.ANCHOR:
+                self._load_anchor(update_info.path)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+    def _load_anchor(self, path: str) -> None:
+        initialize_layerwise_reload(self.model)
+        try:
+            self.model.load_weights(_tensors(path))
+        finally:
+            # Also after a failure: a layer left half open would count the next update's tensors on top of these.
+            finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_head()
+
+    def _repack_tied_head(self) -> None:
+        """Pack the output head again where it shares the embedding.
+
+        CPU kernels keep a packed copy of the head. The reload renews it only for a layer whose own weights were in the
+        file, and a tied head has none.
+        """
+        if self.device.type != "cpu" or not self.model_config.hf_text_config.tie_word_embeddings:
+            return
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+
+
+class WorkerExtension:
+    """Methods added to vLLM's worker, called through `collective_rpc`."""
+
+    _weight_update_active: bool
+
+    def forget_weight_update(self) -> None:
+        """Close an update that never ended (a control call timed out), so that a new one can start."""
+        self._weight_update_active = False
+
+
+def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            yield name, file.get_tensor(name)
+
+
+def die_with_front(front: int) -> None:
+    """Have this process killed when process `front` dies, however that happens.
+
+    A worker in the core process is the front's child: the kernel does it. Workers of a multi-device engine are
+    grandchildren: a thread waits for the front, then kills the core and its own process.
+    """
+    core = os.getppid()
+    if core == front:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != front:  # it died before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        Thread(target=_kill_after, args=(front, core), name="front-watch", daemon=True).start()
+
+
+def _kill_after(front: int, core: int) -> None:
+    try:
+        descriptor = os.pidfd_open(front)
+    except ProcessLookupError:
+        pass
+    else:
+        select.select([descriptor], [], [])
+    if os.getppid() == core:
+        os.kill(core, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Every reload warns of the rotary embedding, which no checkpoint holds; that a file is complete was checked before.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+# Importing this module is the only hook that vLLM offers before the model is built.
+WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, FileWeightTransfer)
+if FRONT_PID in os.environ:
+    die_with_front(int(os.environ[FRONT_PID]))

@@ -1,0 +1,8 @@
+"""What every test shares: patience with busy machines where a property is tested, not a speed."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")

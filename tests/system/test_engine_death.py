@@ -1,0 +1,97 @@
+"""No orphans and no silence: an engine's two processes never outlive each other unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.generator.engine import Engine, EngineDead, EngineSettings
+from tests.system.engine_rig import ENGINE_MARKS, LoopThread, PublishedLlama
+
+pytestmark = ENGINE_MARKS
+
+FRONT = """
+import asyncio, sys
+from services.generator.engine import Engine, EngineSettings
+
+async def main():
+    engine = await Engine.start(EngineSettings(model=sys.argv[1], dtype="float32", max_model_len=64))
+    print("serving", flush=True)
+    await engine.until_dead()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PublishedLlama:
+    return PublishedLlama(tmp_path_factory.mktemp("death"), tied=False)
+
+
+@pytest.fixture
+def front(model: PublishedLlama, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    program = tmp_path / "front.py"
+    program.write_text(FRONT)
+    process = subprocess.Popen(
+        [sys.executable, str(program), str(model.directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and line != "serving\n":
+        pass
+    assert line, "the front ended before it served"
+    yield process
+    process.kill()
+    process.wait(30)
+    process.stdout.close()
+
+
+def test_the_core_dies_with_a_killed_front(front: subprocess.Popen[str]) -> None:
+    children = psutil.Process(front.pid).children(recursive=True)
+    assert children
+    front.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_a_killed_core_is_noticed_by_every_caller(model: PublishedLlama) -> None:
+    loop = LoopThread()
+
+    async def scenario() -> None:
+        engine = await Engine.start(EngineSettings(model=str(model.directory), dtype="float32", max_model_len=1024))
+        watch = asyncio.create_task(engine.until_dead())
+        running = asyncio.create_task(
+            engine.sample([5], n=4, temperature=1.0, max_tokens=900, request_id="interrupted")
+        )
+        while engine.statistics.running == 0:
+            await asyncio.sleep(0.005)
+        _core().kill()
+        async with asyncio.timeout(10):
+            for call in (watch, running):
+                with pytest.raises(EngineDead):
+                    await call
+        with pytest.raises(EngineDead):
+            await engine.sample([5], n=1, temperature=1.0, max_tokens=1, request_id="late")
+        with pytest.raises(EngineDead):
+            await engine.apply(1, model.publish(1))
+        await engine.close()
+
+    loop.run(scenario())
+    loop.close()
+
+
+def _core() -> psutil.Process:
+    (core,) = [child for child in psutil.Process().children() if "EngineCore" in "".join(child.cmdline())]
+    return core

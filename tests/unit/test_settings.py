@@ -1,0 +1,78 @@
+"""A run file that cannot be used is one clear sentence with the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import SettingsError
+from common.settings import load_run
+
+GOOD = """
+[run]
+name = "small"
+directory = "runs/small"
+[model]
+path = "base"
+[data]
+path = "data/train.jsonl"
+[[evaluation.sets]]
+name = "hard"
+path = "data/hard.jsonl"
+[live]
+groups_per_step = 4
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_relative_paths_are_relative_to_the_run_file(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    settings = load_run(written(tmp_path, GOOD))
+    assert settings.run.directory == tmp_path / "runs/small"
+    assert settings.model.path == str(tmp_path / "base")
+    assert settings.data.path == str(tmp_path / "data/train.jsonl")
+    assert settings.evaluation.sets[0].path == str(tmp_path / "data/hard.jsonl")
+    assert settings.weights_directory == tmp_path / "runs/small/weights"
+    assert settings.live.groups_per_step == 4
+
+
+def test_a_hub_name_stays_a_hub_name(tmp_path: Path) -> None:
+    settings = load_run(written(tmp_path, GOOD.replace('"base"', '"Qwen/Qwen2.5-Math-1.5B"')))
+    assert settings.model.path == "Qwen/Qwen2.5-Math-1.5B"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("[model]", "[modle]", "modle: this key is not known"),
+        ('path = "base"', "", "model.path: it is missing"),
+        ("groups_per_step = 4", "groups_per_step = 0", r"\[live\] groups_per_step"),
+        ("groups_per_step = 4", 'algorithm = {kind = "luffy"}', "needs demonstrations"),
+        ('name = "small"', 'name = "Not A Name"', "run.name"),
+        ('name = "small"', "name = ", "is not TOML"),
+        ('"runs/small"', '"${NOWHERE_SET}/x"', "NOWHERE_SET"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(tmp_path: Path, before: str, after: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_run(written(tmp_path, GOOD.replace(before, after, 1)))
+
+
+def test_a_missing_run_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="absent.toml"):
+        load_run(tmp_path / "absent.toml")
+
+
+def test_the_environment_overrides_where_redis_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_run(written(tmp_path, GOOD))
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with pytest.raises(SettingsError, match="set REDIS_URL"):
+        _ = settings.redis_url
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere:1")
+    assert settings.redis_url == "redis://elsewhere:1"
