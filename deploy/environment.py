@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -151,6 +152,12 @@ def require_system(device: str) -> None:
     if device == "cpu":
         libraries["libnuma.so.1"] = "libnuma1"
     missing |= {package: library for library, package in libraries.items() if not can_load(library)}
+    if device == "gpu":
+        # Triton compiles a small launcher for each kernel when it is first used.
+        if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
+            missing["gcc"] = "a C compiler"
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            missing["python{}.{}-dev".format(*sys.version_info[:2])] = "Python.h"
     if sys.version_info[:2] >= (3, 13) and not shutil.which("redis-server") and not os.environ.get("REDIS_URL"):
         missing["redis-server"] = "a Redis server (the bundled one has no build for this Python)"
     if missing:
@@ -245,8 +252,8 @@ def install_cpu_torch(venv: Path, log: Path) -> None:
         "PyTorch's own CPU index.",
         flush=True,
     )
-    # The CUDA build cannot be imported without the libraries that it declares.
-    pip(venv, log, f"torch {version} with CUDA", ["-c", str(constraints("cpu")), f"torch=={version}"])
+    # The CUDA build cannot be imported without the libraries that it declares; the GPU list has their versions.
+    pip(venv, log, f"torch {version} with CUDA", ["-c", str(constraints("gpu")), f"torch=={version}"])
 
 
 def pins_of(path: Path) -> Iterator[str]:

@@ -56,7 +56,9 @@ class Acceptance:
         if len(tokens) > self.longest:
             return f"a trajectory has {len(tokens)} tokens; the model's context holds {self.longest}"
         if trajectory.prompt_length == 0 or trajectory.response_length == 0:
-            return f"a trajectory has {trajectory.prompt_length} prompt and {trajectory.response_length} response tokens"
+            return (
+                f"a trajectory has {trajectory.prompt_length} prompt and {trajectory.response_length} response tokens"
+            )
         if int(tokens.min()) < 0 or int(tokens.max()) >= self.vocabulary:
             return f"token ids span {tokens.min()}..{tokens.max()}; the vocabulary has {self.vocabulary} entries"
         if int(sources.max()) > max(Source):

@@ -32,7 +32,9 @@ def load_policy(settings: RunFile, device: torch.device) -> PreTrainedModel:
     """The model of the run, with float32 masters and without dropout. SettingsError if it is none that can be trained."""
     path = settings.model.path
     if Path(path).is_absolute() and not (Path(path) / "config.json").is_file():
-        raise SettingsError(f"model.path: {path} is not a Hugging Face model directory (it has no config.json): correct it")
+        raise SettingsError(
+            f"model.path: {path} is not a Hugging Face model directory (it has no config.json): correct it"
+        )
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:

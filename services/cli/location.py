@@ -71,7 +71,7 @@ def _whose(directory: Path) -> str:
 def is_up(directory: Path) -> bool:
     """Whether an `up` holds this run directory now."""
     try:
-        with (directory / _LOCK_FILE).open("a") as lock:
+        with (directory / _LOCK_FILE).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

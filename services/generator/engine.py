@@ -218,6 +218,11 @@ class Engine:
         return time.perf_counter() - began_s
 
     @property
+    def max_model_len(self) -> int:
+        """The longest prompt plus response, in tokens."""
+        return self._max_length
+
+    @property
     def statistics(self) -> EngineStatistics:
         """The engine's counts after its latest step."""
         manager = self._llm.logger_manager

@@ -1,0 +1,1 @@
+"""The learner: turns groups into optimiser steps and weight versions. The only home of torch."""

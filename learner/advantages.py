@@ -1,0 +1,85 @@
+"""Credit: the rewards of one group become one advantage per member. Pure, in float64, before any forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config.base import Statistics
+from common.trajectory import Trajectory
+
+Vector = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_STD_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Members:
+    """What is known of a group's G members before any forward.
+
+    is_hinted_G: the policy continued a hint. lengths_G: response tokens, hint included.
+    """
+
+    rewards_G: Vector
+    is_demonstration_G: Mask
+    is_hinted_G: Mask
+    lengths_G: NDArray[np.int64]
+
+
+Advantage = Callable[[Members], Vector]
+"""Members -> advantages [G]."""
+
+
+def members_of(trajectories: Sequence[Trajectory]) -> Members:
+    """The members of a group as arrays."""
+    return Members(
+        rewards_G=np.array([t.reward for t in trajectories], dtype=np.float64),
+        is_demonstration_G=np.array([t.is_demonstration for t in trajectories], dtype=np.bool_),
+        is_hinted_G=np.array([t.hint_length > 0 for t in trajectories], dtype=np.bool_),
+        lengths_G=np.array([t.response_length for t in trajectories], dtype=np.int64),
+    )
+
+
+def unit(members: Members) -> Vector:
+    """A = 1: every member is to be imitated.    [G]"""
+    return np.ones_like(members.rewards_G)
+
+
+def group_relative(members: Members, *, divide_by_std: bool, statistics: Statistics) -> Vector:
+    """A = R - mean R, or (R - mean R) / (std R + 1e-6) with the unbiased std.    [G]    (survey Eq. 6)
+
+    Where the rewards that make the statistics are all equal (a single one included) there is no scale: A = R - mean R,
+    exactly zero for members of the same reward.
+    """
+    counted = members.rewards_G[_counted(members, statistics)]
+    if counted.size == 0:
+        return np.zeros_like(members.rewards_G)
+    # Without this case rounding in the mean would turn equal rewards into tiny advantages, and the floor of the std
+    # would turn a demonstration beside equally failed rollouts into an advantage of a million.
+    if counted.min() == counted.max():
+        return members.rewards_G - counted[0]
+    centred_G = members.rewards_G - counted.mean()
+    return centred_G / (counted.std(ddof=1) + _STD_FLOOR) if divide_by_std else centred_G
+
+
+def sparing_failed_groups(members: Members, *, advantage: Advantage) -> Vector:
+    """`advantage`, but no rollout is pushed down in a group whose every rollout failed (earned no positive reward).
+
+    [G]. There the rollouts' negative advantages say nothing about which of them was better; demonstrations keep theirs.
+    """
+    advantages_G = advantage(members)
+    sampled_G = ~members.is_demonstration_G
+    if np.any(members.rewards_G[sampled_G] > 0):
+        return advantages_G
+    return np.where(sampled_G & (advantages_G < 0), 0.0, advantages_G)
+
+
+def _counted(members: Members, statistics: Statistics) -> Mask:
+    """Whose rewards make the statistics. A group without plain rollouts is counted whole."""
+    plain_G = ~(members.is_demonstration_G | members.is_hinted_G)
+    everyone_G = np.ones_like(plain_G)
+    return plain_G if statistics is Statistics.POLICY_ONLY and plain_G.any() else everyone_G

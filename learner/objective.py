@@ -1,0 +1,126 @@
+"""The objective: a sum of terms, each divided by its count over the whole step. The only place that divides.
+
+Adding the gradients of all micro-batches of a step gives the gradient of one big batch, however it was cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.trajectory import Source
+from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
+from learner.packing import StepPlan
+from learner.ratios import expert_ratio, policy_ratio
+from learner.selectors import policy_tokens
+from learner.terms import Algorithm, Term
+
+_SOURCES = (Source.POLICY, Source.HINT, Source.DEMONSTRATION)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepSums:
+    """Detached sums over tokens, which add over micro-batches and ranks; `record` makes the figures of a step of them.
+
+    names: the K terms. values_K: each term's part of the loss. pulls_K: how hard each term pulls on its tokens, the sum of
+    |∂L/∂log p| and |∂L/∂H|. sources_S4: for policy, hint and demonstration tokens their number, the sum of the ratio, of
+    its square, and how many were clipped. entropy: its sum over policy tokens. All float64, on the outputs' device.
+    """
+
+    names: tuple[str, ...]
+    values_K: Tensor
+    pulls_K: Tensor
+    sources_S4: Tensor
+    entropy: Tensor
+
+    def __add__(self, other: StepSums) -> StepSums:
+        if self.names != other.names:
+            raise ValueError(f"sums of different terms do not add: {self.names} and {other.names}")
+        return StepSums(
+            names=self.names,
+            values_K=self.values_K + other.values_K,
+            pulls_K=self.pulls_K + other.pulls_K,
+            sources_S4=self.sources_S4 + other.sources_S4,
+            entropy=self.entropy + other.entropy,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The keys of a STEP event that come from the loss; finite numbers, and only sources that had tokens.
+
+        effective_sample_size is the share (Σw)²/(n Σw²) of the source's tokens.
+        """
+        values, pulls = self.values_K.tolist(), self.pulls_K.tolist()
+        sources = {s.name.lower(): row for s, row in zip(_SOURCES, self.sources_S4.tolist(), strict=True) if row[0]}
+        sampled = float(self.sources_S4[0, 0])
+        return {
+            "loss": float(self.values_K.sum()),
+            "terms": dict(zip(self.names, values, strict=True)),
+            "gradient_weight": dict(zip(self.names, pulls, strict=True)),
+            "entropy": float(self.entropy) / sampled if sampled else None,
+            "ratio": {name: total / n for name, (n, total, _, _) in sources.items()},
+            "effective_sample_size": {
+                name: total**2 / (n * squares) for name, (n, total, squares, _) in sources.items()
+            },
+            "clip_fraction": {name: clipped / n for name, (n, _, _, clipped) in sources.items()},
+        }
+
+
+def empty_sums(algorithm: Algorithm) -> StepSums:
+    """The sums of no micro-batch at all."""
+    terms = len(algorithm.terms)
+    zeros = torch.zeros
+    return StepSums(
+        names=tuple(term.name for term in algorithm.terms),
+        values_K=zeros(terms, dtype=torch.float64),
+        pulls_K=zeros(terms, dtype=torch.float64),
+        sources_S4=zeros(len(_SOURCES), 4, dtype=torch.float64),
+        entropy=zeros((), dtype=torch.float64),
+    )
+
+
+def loss(algorithm: Algorithm, plan: StepPlan, micro: MicroBatch, outputs: PolicyOutputs) -> tuple[Tensor, StepSums]:
+    """One micro-batch's part of the step's loss, a scalar, and its sums."""
+    batch = micro.tokens
+    values = [_value(term, plan.counts[term.name], batch, outputs) for term in algorithm.terms]
+    total = torch.stack(values).sum()
+    with torch.no_grad():
+        sums = StepSums(
+            names=tuple(term.name for term in algorithm.terms),
+            values_K=torch.stack(values).double(),
+            pulls_K=torch.stack([_pull(value, outputs) for value in values]),
+            sources_S4=_source_sums(algorithm, batch, outputs),
+            entropy=outputs.entropy_T[policy_tokens(batch)].double().sum(),
+        )
+    return total, sums
+
+
+def _value(term: Term, count: float, batch: TokenBatch, outputs: PolicyOutputs) -> Tensor:
+    # A count of zero means that no token is selected in the whole step: the sum is zero, whatever it is divided by.
+    weight = term.weight / (count or 1.0)
+    loss_T = term.loss(batch, outputs) * term.norm.shares(batch)
+    return weight * torch.where(term.on(batch), loss_T, torch.zeros_like(loss_T)).sum()
+
+
+def _pull(value: Tensor, outputs: PolicyOutputs) -> Tensor:
+    """Σ|∂L/∂log p| + Σ|∂L/∂H| of one term; the gradient stops at the outputs, so this costs next to nothing."""
+    zero = torch.zeros((), dtype=torch.float64, device=value.device)
+    inputs = [t for t in (outputs.logprobs_T, outputs.entropy_T) if t.requires_grad]
+    if not (inputs and value.requires_grad):
+        return zero
+    gradients = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    return sum((g.double().abs().sum() for g in gradients if g is not None), zero)
+
+
+def _source_sums(algorithm: Algorithm, batch: TokenBatch, outputs: PolicyOutputs) -> Tensor:
+    """[S, 4]: tokens, ratio, squared ratio and clipped tokens of each source."""
+    sampled_T = policy_tokens(batch)
+    ratio_T = torch.where(sampled_T, policy_ratio(batch, outputs), expert_ratio(batch, outputs)).double()
+    clipped_T = torch.zeros_like(sampled_T)
+    for term in algorithm.terms:
+        if term.clipped is not None:
+            clipped_T = clipped_T | (term.on(batch) & term.clipped(batch, outputs))
+    columns_T4 = torch.stack([torch.ones_like(ratio_T), ratio_T, ratio_T.square(), clipped_T.double()], dim=1)
+    return torch.stack([columns_T4[batch.sources_T == source].sum(dim=0) for source in _SOURCES])

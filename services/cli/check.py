@@ -1,0 +1,169 @@
+"""The check before a run: everything that can be known to fail is said at once, before anything is started."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib.util
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import connection
+from common.errors import RedisUnavailable, SettingsError
+from common.settings import RunFile, load_run
+from services.cli.model_directory import model_problems
+from services.cli.up.programs import environment, is_local
+from services.cli.up.redis_server import find_executable, named_url
+
+DATA_S = 600.0
+_NVIDIA = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found. problems: why the run cannot start, each with its remedy. notes: what is left to load time."""
+
+    problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+    prompts: int | None = None
+    demonstrations: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        return {"ok": not self.problems, **asdict(self)}
+
+
+def load(run_file: Path) -> tuple[RunFile | None, Report]:
+    """The settings of a run file, or a report that says why there are none."""
+    try:
+        return load_run(run_file), Report()
+    except SettingsError as error:
+        return None, Report(problems=[str(error)])
+
+
+async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
+    """Add to the report whatever is wrong with a run."""
+    model = list(model_problems(settings))
+    report.problems += [
+        *directory_problems(settings.run.directory),
+        *model,
+        *port_problems(settings.control.host, settings.control.port),
+        *device_problems(settings),
+        *package_problems(settings),
+    ]
+    report.notes += _hub_notes(settings)
+    report.problems += await redis_problems(settings)
+    if model:
+        report.notes.append("the data were not checked, because that takes the model's tokenizer")
+    else:
+        await _inspect_data(settings, run_file, report)
+
+
+def directory_problems(directory: Path) -> Iterator[str]:
+    """Whether the run directory can be written to."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir():
+        yield f"[run] directory {directory} cannot be made, because {existing} is a file: choose another place"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield f"[run] directory {directory} cannot be written (no permission for {existing}): choose another place"
+
+
+def port_problems(host: str, port: int) -> Iterator[str]:
+    """Whether the control plane can listen where it is told to."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                yield (
+                    f"port {port} on {host} is busy: stop what listens there (another run? `tributary down`), "
+                    "or set [control] port to another number (0 takes any free one)"
+                )
+            else:
+                yield f"the control plane cannot listen on {host}:{port} ({error.strerror or error}): correct [control]"
+
+
+def device_problems(settings: RunFile) -> Iterator[str]:
+    """Whether there is a GPU if one is asked for."""
+    if settings.learner.device == "cuda" and not any(Path(device).exists() for device in _NVIDIA):
+        yield 'no NVIDIA GPU is visible here, but [learner] device is "cuda": set it to "auto" or "cpu"'
+
+
+def package_problems(settings: RunFile) -> Iterator[str]:
+    """Whether the packages are installed whose absence would only show when a program starts."""
+    wanted = [("torch", "the learner"), ("fastapi", "the control plane")]
+    wanted += [("vllm", "the generators")] if settings.generator.count else []
+    for package, user in wanted:
+        if importlib.util.find_spec(package) is None:
+            yield f"the Python package {package} is not installed, which {user} needs: run `make env`"
+
+
+async def redis_problems(settings: RunFile) -> list[str]:
+    """Whether there is a Redis that we can use: the one that is named, or one that we can start."""
+    try:
+        if (url := named_url(settings)) is None:
+            find_executable()
+        else:
+            redis = connection.connect(url)
+            try:
+                await connection.check(redis, url)
+            finally:
+                await redis.aclose()
+    except RedisUnavailable as error:
+        return [str(error)]
+    except ValueError as error:
+        return [f"the address of Redis cannot be understood ({error}): correct REDIS_URL or [redis] url"]
+    return []
+
+
+def _hub_notes(settings: RunFile) -> Iterator[str]:
+    """What can only be known when it is loaded."""
+    if not Path(settings.model.path).is_absolute():
+        yield f"there is no local directory {settings.model.path}, so it is taken for a model's name on the hub"
+    for source in (settings.data, *settings.evaluation.sets):
+        if not is_local(source.path):
+            yield f"there is no local file {source.path}, so it is taken for a data set's name on the hub"
+
+
+async def _inspect_data(settings: RunFile, run_file: Path, report: Report) -> None:
+    """Let the curriculum, a program of its own, load the data and tell what is wrong with it."""
+    command = (sys.executable, "-m", "services.curriculum", str(run_file), "--check")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=environment(settings, "curriculum"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        output, complaints = await asyncio.wait_for(process.communicate(), DATA_S)
+    except TimeoutError:
+        report.problems.append(f"loading the data took more than {DATA_S:.0f} s: try a smaller [data] limit first")
+        return
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    _absorb(report, output.decode(errors="replace"), complaints.decode(errors="replace"))
+
+
+def _absorb(report: Report, output: str, complaints: str) -> None:
+    """Take over what the curriculum's check printed; the last line of its output is a JSON document."""
+    try:
+        found = json.loads(output.strip().splitlines()[-1])
+        problems = [str(problem) for problem in found["problems"]]
+        report.prompts = found.get("prompts", found.get("train_prompts"))
+        report.demonstrations = found.get("demonstrations", found.get("train_demonstrations"))
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError):
+        last = (complaints.strip().splitlines() or ["no output"])[-1]
+        problems = [f"the data cannot be checked ({last}): run `python -m services.curriculum RUN_FILE --check` to see why"]
+    report.problems += problems

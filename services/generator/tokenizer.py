@@ -1,0 +1,54 @@
+"""The policy's tokenizer, for turning responses into the text that graders read; and whether a model is one at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.errors import SettingsError
+from common.settings import ModelSettings
+from common.trajectory import Tokens
+
+Detokenizer = Callable[[Tokens], str]
+"""Response tokens → text, special tokens left out."""
+
+
+def require_model(model: ModelSettings) -> None:
+    """Raise SettingsError unless a local model is a directory with a configuration, weights and enough context.
+
+    A hub name is left to whoever downloads it.
+    """
+    directory = Path(model.path)
+    if not directory.is_absolute():
+        return
+    if not directory.is_dir():
+        raise SettingsError(f"[model] path: {directory} is not a directory: correct the path, or make the model first")
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"[model] path: {directory} is not a model directory: it has no config.json") from error
+    except ValueError as error:
+        raise SettingsError(f"[model] path: {directory / 'config.json'} is not JSON: {error}") from error
+    if not any(directory.glob("*.safetensors")):
+        raise SettingsError(f"[model] path: {directory} holds no *.safetensors file: save the model's weights there")
+    longest = config.get("max_position_embeddings")
+    if longest and model.max_model_len and model.max_model_len > longest:
+        raise SettingsError(
+            f"[model] max_model_len is {model.max_model_len}, but {directory} was made for {longest} tokens: lower it"
+        )
+
+
+def open_detokenizer(model: ModelSettings) -> Detokenizer:
+    """The detokenizer of the policy. SettingsError if the model has no tokenizer that can be read."""
+    from transformers import AutoTokenizer  # takes seconds, and most of what imports this module does without
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model.path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingsError(
+            f"[model] path: {model.path} has no tokenizer that can be read ({reason}): save the tokenizer beside the model"
+        ) from error
+    return lambda tokens: tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
