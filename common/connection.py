@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,14 @@ from urllib.parse import urlsplit, urlunsplit
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 
 from common.errors import RedisUnavailable
 
@@ -27,7 +35,8 @@ log = logging.getLogger(__name__)
 def connect(url: str) -> Redis:
     """A client whose calls fail after SOCKET_TIMEOUT_S instead of waiting on a frozen server for ever."""
     # redis-py retries by itself by default, which stretches a 5 s timeout to more than 15 s: retrying is ours to do.
-    return Redis.from_url(
+    client: Any = Redis  # Any: redis-py's from_url is not annotated
+    return client.from_url(
         url,
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=SOCKET_TIMEOUT_S,
@@ -37,7 +46,7 @@ def connect(url: str) -> Redis:
     )
 
 
-async def check(redis: Redis, url: str) -> str:
+async def check(redis: Any, url: str) -> str:
     """The version of a Redis that we can use; RedisUnavailable says why it is not one."""
     where = without_password(url)
     try:
@@ -45,7 +54,9 @@ async def check(redis: Redis, url: str) -> str:
     except AuthenticationError as error:
         raise RedisUnavailable(f"Redis at {where} refuses the password: set it in REDIS_URL") from error
     except (RedisError, OSError) as error:
-        raise RedisUnavailable(f"Redis at {where} cannot be reached ({error}): start it, or correct REDIS_URL") from error
+        raise RedisUnavailable(
+            f"Redis at {where} cannot be reached ({error}): start it, or correct REDIS_URL"
+        ) from error
     version = str(info["redis_version"])
     numbers = re.findall(r"\d+", version)
     if tuple(int(n) for n in numbers[:2]) < OLDEST:
@@ -53,7 +64,7 @@ async def check(redis: Redis, url: str) -> str:
     return version
 
 
-async def policy_problems(redis: Redis) -> list[str]:
+async def policy_problems(redis: Any) -> list[str]:
     """Sentences about settings of this Redis under which data could be lost; empty if there are none."""
     problems: list[str] = []
     try:
@@ -125,5 +136,5 @@ class Patience:
 async def _wait(stop: asyncio.Event, seconds: float) -> None:
     try:
         await asyncio.wait_for(stop.wait(), seconds)
-    except asyncio.TimeoutError:
+    except builtins.TimeoutError:
         return

@@ -19,13 +19,13 @@ _KEPT = 200_000
 
 
 class EventKind(StrEnum):
-    """What an event tells.
+    """What an event tells, and the keys of its data.
 
-    step: one optimiser step (see StepRecord in learner/record.py for the keys). evaluation: one held-out evaluation
-    {dataset, version, step, accuracy, pass_at_k, k, nll, prompts}. publication: one weight version {version, step, bytes,
-    seconds}. update: a generator applied a version {generator, version, pause_s, apply_s}. generation: a generator's rates
-    {generator, tokens_per_s, running, waiting}. revision: a new live configuration {revision, author, changes}. in_force:
-    {process, revision, step}. process: {name, role, state}. quarantine: {stream, reason}. notice: {text}.
+    step: one optimiser step (keys: learner/record.py). evaluation: one held-out evaluation {dataset, version, step,
+    accuracy, pass_at_k, k, nll, prompts, failures, seconds}. publication: {version, step, kind, bytes, seconds}. update: a
+    generator applied a version {generator, version, fetch_s, apply_s, pause_s}. generation: a generator's rates
+    {generator, tokens_per_s, running, requests}. revision: Revision.record(). in_force: {process, role, revision, step}.
+    process: {name, role, state}. quarantine: {stream, reason, id}. notice: {text}.
     """
 
     STEP = "step"
@@ -54,7 +54,7 @@ class EventLog:
     """Appends and reads the events of one run."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis = redis
+        self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
         self._key = keys.events
 
     async def append(self, kind: EventKind, data: Mapping[str, Any], *, at_s: float) -> str:
@@ -68,8 +68,7 @@ class EventLog:
         reply: Any = await self._redis.xread({self._key: after}, count=count, block=block_ms)
         if not reply:
             return []
-        entries = reply[0][1] if isinstance(reply, list) else next(iter(reply.values()))[0]
-        return [_event(entry) for entry in entries]
+        return [_event(entry) for entry in reply[0][1]]
 
     async def read_back(self, before: str = "+", count: int = 1000) -> list[Event]:
         """Up to `count` events before the id `before` ("+": the end), newest first."""

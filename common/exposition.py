@@ -57,7 +57,7 @@ def _handler(registry: CollectorRegistry, trouble: Trouble) -> type[BaseHTTPRequ
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name for it
             """Scrapes are not worth a log line."""
 
     return Handler

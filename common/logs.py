@@ -20,6 +20,7 @@ class JsonFormatter(logging.Formatter):
         self._context = context
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
         line: dict[str, Any] = {
             "at_s": round(record.created, 3),
             "level": record.levelname.lower(),

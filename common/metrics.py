@@ -39,10 +39,14 @@ class GeneratorMetrics:
         self.groups = Counter("tributary_groups_emitted_total", "Groups emitted", registry=registry)
         self.duplicates = Counter("tributary_duplicate_groups_total", "Groups refused as answered", registry=registry)
         self.reclaimed = Counter("tributary_requests_reclaimed_total", "Requests taken over", registry=registry)
-        self.grader_failures = Counter("tributary_grader_failures_total", "Graders that failed", ["how"], registry=registry)
+        self.grader_failures = Counter(
+            "tributary_grader_failures_total", "Graders that failed", ["how"], registry=registry
+        )
         self.updates = Counter("tributary_weight_updates_total", "Weight updates applied", registry=registry)
         self.update_failures = Counter("tributary_weight_update_failures_total", "Failed updates", registry=registry)
-        self.pause = Histogram("tributary_weight_pause_seconds", "Pause per update", buckets=_SECONDS, registry=registry)
+        self.pause = Histogram(
+            "tributary_weight_pause_seconds", "Pause per update", buckets=_SECONDS, registry=registry
+        )
         self.running = Gauge("tributary_running_sequences", "Sequences being sampled", registry=registry)
 
 

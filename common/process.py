@@ -53,7 +53,7 @@ class Process:
         self.registry = CollectorRegistry()
         self.metrics = ProcessMetrics(self.registry)
         self.keys = Keys(settings.run.name)
-        self.redis = connection.connect(settings.redis_url)
+        self.redis: Any = connection.connect(settings.redis_url)  # Any: redis-py's annotations mix its two clients
         self.delivery = Delivery(self.redis, self.keys)
         self.config = ConfigStore(self.redis, self.keys)
         self.events = EventLog(self.redis, self.keys)
@@ -90,7 +90,9 @@ class Process:
         self.metrics.revision.set(revision)
         at_s = time.time()
         data = {"process": self.name, "role": self.role, "revision": revision, "step": step}
-        await self.patiently("mark in force", lambda: self.config.mark_in_force(self.name, revision, step=step, at_s=at_s))
+        await self.patiently(
+            "mark in force", lambda: self.config.mark_in_force(self.name, revision, step=step, at_s=at_s)
+        )
         await self.tell(EventKind.IN_FORCE, data)
 
     async def tell(self, kind: EventKind, data: dict[str, Any]) -> None:
@@ -115,7 +117,7 @@ class Process:
         """Wait for `seconds`, or until the process is told to stop."""
         try:
             await asyncio.wait_for(self.stop.wait(), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return
 
     def beat(self) -> None:
@@ -160,7 +162,7 @@ class Process:
         """Write a heartbeat every second until cancelled; a lost one is only counted."""
         while True:
             try:
-                await self.redis.hset(self.keys.processes, self.name, json.dumps(self.heartbeat()))  # pyright: ignore
+                await self.redis.hset(self.keys.processes, self.name, json.dumps(self.heartbeat()))
             except (RedisError, OSError) as error:
                 self.metrics.redis_failures.inc()
                 log.warning("heartbeat not written", extra={"error": str(error)})
@@ -169,7 +171,7 @@ class Process:
     async def farewell(self) -> None:
         """Write the last heartbeat and close the connection."""
         try:
-            await self.redis.hset(self.keys.processes, self.name, json.dumps(self.heartbeat()))  # pyright: ignore
+            await self.redis.hset(self.keys.processes, self.name, json.dumps(self.heartbeat()))
         except (RedisError, OSError) as error:
             log.warning("last heartbeat not written", extra={"error": str(error)})
         await self.redis.aclose()

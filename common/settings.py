@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError
 
@@ -21,7 +21,9 @@ from common.errors import ConfigRejected, SettingsError
 class RunSettings(Frozen):
     """Name and place of the run."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$", description="lower-case name, used in Redis and for files")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$", description="lower-case name, used in Redis and for files"
+    )
     directory: Path = Field(description="where logs, checkpoints, weights and Redis data lie")
     seed: int = Field(default=0, ge=0, description="seed of data order and sampling of prompts")
 
@@ -30,8 +32,12 @@ class ModelSettings(Frozen):
     """The policy."""
 
     path: str = Field(description="a Hugging Face model directory, or a hub name")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: float32 on CPU, else bfloat16")
-    max_model_len: int | None = Field(default=None, ge=8, description="longest prompt plus response; null: the model's own")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: float32 on CPU, else bfloat16"
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=8, description="longest prompt plus response; null: the model's own"
+    )
 
 
 class Columns(Frozen):
@@ -123,8 +129,12 @@ class GeneratorSettings(Frozen):
     tensor_parallel_size: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the engine; null: 1")
     requests_in_flight: int = Field(default=8, ge=1, description="requests that a generator works on at the same time")
-    reclaim_after_s: float = Field(default=10.0, gt=0, description="a silent generator's requests are taken over after this")
-    clear_cache_on_update: bool = Field(default=True, description="recompute the KV cache of running requests on an update")
+    reclaim_after_s: float = Field(
+        default=10.0, gt=0, description="a silent generator's requests are taken over after this"
+    )
+    clear_cache_on_update: bool = Field(
+        default=True, description="recompute the KV cache of running requests on an update"
+    )
 
 
 class LearnerSettings(Frozen):
@@ -202,7 +212,8 @@ def _problem(error: Any) -> str:
 
 def _expand(table: Any) -> None:
     """Replace ${NAME} by the environment's value in every string, in place. An unset name is an error."""
-    for key, value in table.items() if isinstance(table, dict) else enumerate(table):
+    items: Any = cast(dict[str, Any], table).items() if isinstance(table, dict) else enumerate(table)
+    for key, value in items:
         if isinstance(value, str):
             table[key] = re.sub(r"\$\{(\w+)\}", lambda m: _variable(m[1]), value)
         elif isinstance(value, dict | list):
@@ -236,6 +247,8 @@ def _resolve(settings: RunFile, home: Path) -> RunFile:
             "data": settings.data.model_copy(update={"path": located(settings.data.path)}),
             "evaluation": settings.evaluation.model_copy(update={"sets": sets}),
             "weights": settings.weights.model_copy(update={"directory": absolute(settings.weights.directory)}),
-            "checkpoints": settings.checkpoints.model_copy(update={"directory": absolute(settings.checkpoints.directory)}),
+            "checkpoints": settings.checkpoints.model_copy(
+                update={"directory": absolute(settings.checkpoints.directory)}
+            ),
         }
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -68,7 +68,7 @@ class Stream:
     def __init__(self, redis: Redis, key: str, group: str) -> None:
         self.key = key
         self.group = group
-        self._redis = redis
+        self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
 
     async def prepare(self) -> None:
         """Create stream and consumer group unless they exist."""
@@ -90,9 +90,7 @@ class Stream:
         reply = await self._redis.xreadgroup(self.group, consumer, {self.key: start}, count=count, block=block_ms)
         if not reply:
             return []
-        # redis-py answers a list of [key, entries] under RESP2 and a mapping under RESP3.
-        entries: Any = reply[0][1] if isinstance(reply, list) else cast(Any, next(iter(reply.values())))[0]
-        return _entries(entries)
+        return _entries(reply[0][1])
 
     async def reclaim(self, consumer: str, idle_ms: int, count: int) -> list[Entry]:
         """Entries that nobody has kept alive for `idle_ms`, now pending for `consumer`.
@@ -105,17 +103,22 @@ class Stream:
         ids = [entry["message_id"] for entry in idle]
         return _entries(await self._redis.xclaim(self.key, self.group, consumer, idle_ms, ids))
 
+    async def deliveries(self, entry_id: str) -> int:
+        """How many times a pending entry has been given to a consumer; 0 if it is not pending any more."""
+        found = await self._redis.xpending_range(self.key, self.group, min=entry_id, max=entry_id, count=1)
+        return int(found[0]["times_delivered"]) if found else 0
+
     async def keep(self, consumer: str, entry_ids: Sequence[str]) -> None:
         """Say that `consumer` still works on these entries, so that nobody reclaims them."""
         if entry_ids:
             ids = list(entry_ids)
-            await self._redis.xclaim(self.key, self.group, consumer, 0, ids, idle=0, justid=True)  # pyright: ignore
+            await self._redis.xclaim(self.key, self.group, consumer, 0, ids, idle=0, justid=True)
 
     async def release(self, consumer: str, entry_ids: Sequence[str], idle_ms: int) -> None:
         """Give entries up: they look `idle_ms` old at once, so that another consumer can reclaim them."""
         if entry_ids:
             ids = list(entry_ids)
-            await self._redis.xclaim(self.key, self.group, consumer, 0, ids, idle=idle_ms, justid=True)  # pyright: ignore
+            await self._redis.xclaim(self.key, self.group, consumer, 0, ids, idle=idle_ms, justid=True)
 
     async def acknowledge(self, entry_ids: Sequence[str]) -> None:
         """Acknowledge and delete entries whose effect is done."""
@@ -141,15 +144,15 @@ class Delivery:
     """The streams of one run and the scripts that move messages between them."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis = redis
+        self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
         self._keys = keys
         self.requests = Stream(redis, keys.requests, "generators")
         self.groups = Stream(redis, keys.groups, "learner")
         self.outcomes = Stream(redis, keys.outcomes, "curriculum")
-        self._emit = redis.register_script(_EMIT)
-        self._issue = redis.register_script(_ISSUE)
-        self._quarantine = redis.register_script(_QUARANTINE)
-        self._absorb = redis.register_script(_ABSORB)
+        self._emit = self._redis.register_script(_EMIT)
+        self._issue = self._redis.register_script(_ISSUE)
+        self._quarantine = self._redis.register_script(_QUARANTINE)
+        self._absorb = self._redis.register_script(_ABSORB)
 
     async def prepare(self) -> None:
         """Create whatever stream or consumer group is missing. Every process calls it at start and after NOGROUP."""
@@ -178,7 +181,10 @@ class Delivery:
     async def quarantine(
         self, stream: Stream, entry: Entry, reason: str, *, by: str, group_id: str = "", outcome: bytes = b""
     ) -> bool:
-        """Move an unusable message out of the way, with the reason; its credit returns. False if it was gone already."""
+        """Move an unusable message out of the way, with the reason; its credit returns.
+
+        False if it was gone already.
+        """
         keys = [stream.key, self._keys.quarantine, self._keys.outstanding, self._keys.outcomes]
         name = stream.key.rpartition(":")[2]
         args = [stream.group, entry.entry_id, name, reason, by, entry.payload, group_id, outcome]
@@ -191,13 +197,13 @@ class Delivery:
         await self._absorb(keys=[self._keys.outcomes, self._keys.prompts], args=args)
 
     async def outstanding(self) -> int:
-        """How many training groups were requested and are not yet trained, dropped or quarantined: the credit in use."""
-        return int(await self._redis.scard(self._keys.outstanding))  # pyright: ignore
+        """The credit in use: training groups requested and not yet trained, dropped or quarantined."""
+        return int(await self._redis.scard(self._keys.outstanding))
 
     async def settle(self, group_ids: Sequence[str]) -> None:
         """Return the credit of groups that were trained or dropped. Settling twice changes nothing."""
         if group_ids:
-            await self._redis.srem(self._keys.outstanding, *group_ids)  # pyright: ignore
+            await self._redis.srem(self._keys.outstanding, *group_ids)
 
 
 def _entries(raw: Any) -> list[Entry]:

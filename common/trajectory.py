@@ -54,8 +54,8 @@ class VersionSpan:
 class Trajectory:
     """One prompt with one response, every token attributed.
 
-    tokens, sources: [T]. behaviour_logprobs [T]: log π_old where the source is POLICY, else 0.0. expert_logprobs [T]: log
-    π_φ where the source is HINT or DEMONSTRATION and it is known; None when it is not known (π_φ = 1).
+    tokens, sources: [T]. behaviour_logprobs [T]: log π_old where the source is POLICY, else 0.0. expert_logprobs [T]:
+    log π_φ where the source is HINT or DEMONSTRATION and it is known; None when it is not known (π_φ = 1).
     """
 
     tokens: Tokens

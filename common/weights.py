@@ -1,4 +1,4 @@
-"""The manifest of a weight version: what was published, from which step, where it lies, and how to prove it is whole."""
+"""The manifest of a weight version: what was published, from which step, where it lies, and proof that it is whole."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def decode_manifest(payload: bytes) -> Manifest:
     try:
         fields = cast(dict[str, Any], json.loads(payload))
         if fields.pop("schema") > _SCHEMA:
-            raise WeightsError("the weight manifest was written by a newer version of this project: upgrade this process")
+            raise WeightsError(
+                "the weight manifest was written by a newer version of this project: upgrade this process"
+            )
         files = {name: (int(size), str(digest)) for name, (size, digest) in fields.pop("files").items()}
         kind = PublicationKind(fields.pop("kind"))
         return Manifest(files=files, kind=kind, **fields)
@@ -75,7 +77,9 @@ def verify(manifest: Manifest) -> Path:
         try:
             actual = path.stat().st_size
             if actual != size:
-                raise WeightsError(f"weight version {manifest.version}: {path} has {actual} bytes, {size} were published")
+                raise WeightsError(
+                    f"weight version {manifest.version}: {path} has {actual} bytes, {size} were published"
+                )
             if file_digest(path) != digest:
                 raise WeightsError(f"weight version {manifest.version}: {path} does not match its digest")
         except OSError as error:
@@ -87,11 +91,11 @@ class WeightAnnouncements:
     """The stream of manifests. A version is announced only after it is complete and verified."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis = redis
+        self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
         self._key = keys.weights
 
     async def announce(self, manifest: Manifest) -> None:
-        """Tell every generator about a version. A stream entry's id is `version-0`, so no version is announced twice."""
+        """Tell every generator about a version. An entry's id is `version-0`: no version is announced twice."""
         await self._redis.xadd(self._key, {"payload": manifest.encode()}, id=f"{manifest.version}-0")
 
     async def newest(self) -> Manifest | None:

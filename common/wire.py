@@ -7,9 +7,9 @@ raw little-endian bytes. Nothing is executed on decoding; a message that cannot 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import msgpack
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +27,7 @@ from common.trajectory import (
     VersionSpan,
 )
 
+_msgpack: Any = msgpack  # Any: msgpack is not annotated
 SCHEMA = 1
 _DTYPES = {"<i4": np.dtype("<i4"), "<f4": np.dtype("<f4"), "<u1": np.dtype("<u1")}
 _TAGS = {"i4": "<i4", "f4": "<f4", "u1": "<u1"}
@@ -113,18 +114,17 @@ def decode_outcome(payload: bytes) -> Outcome:
 
 
 def _pack(kind: str, fields: Fields) -> bytes:
-    packed = msgpack.packb({"k": kind, "v": SCHEMA, **fields}, use_bin_type=True)
-    assert isinstance(packed, bytes)
-    return packed
+    return _msgpack.packb({"k": kind, "v": SCHEMA, **fields}, use_bin_type=True)
 
 
 def _decode(payload: bytes, kind: str, build: Callable[[Fields], Message]) -> Message:
     try:
-        fields = msgpack.unpackb(payload, raw=False, strict_map_key=True)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        message = _msgpack.unpackb(payload, raw=False, strict_map_key=True)
+    except (ValueError, _msgpack.exceptions.UnpackException) as error:
         raise WireError(f"not a msgpack message ({len(payload)} bytes): {error or type(error).__name__}") from error
-    if not isinstance(fields, dict):
-        raise WireError(f"a message is a map, not {type(fields).__name__}")
+    if not isinstance(message, dict):
+        raise WireError(f"a message is a map, not {type(message).__name__}")
+    fields = cast(Fields, message)
     if fields.get("k") != kind:
         raise WireError(f"expected a {kind}, got {fields.get('k')!r}")
     version = fields.get("v")

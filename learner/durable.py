@@ -30,6 +30,8 @@ def appearing(target: Path) -> Iterator[Path]:
         for path in unfinished.iterdir():
             sync(path)
         sync(unfinished)
+        if target.exists():  # from a history that was given up
+            shutil.rmtree(target)
         unfinished.rename(target)
         sync(target.parent)
     except (OSError, SafetensorError) as error:

@@ -1,11 +1,11 @@
 """The output head: log-prob and entropy of each label without ever holding [T, V] logits.
 
-Rows are taken `chunk` at a time, forward and backward. What is kept between the two is [T]: the log-sum-exp and the entropy.
+Rows are taken `chunk` at a time, forward and backward. What is kept between the two is [T]: log-sum-exp and entropy.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,16 @@ def logprobs_and_entropy(
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}: it must be greater than 0")
-    outputs = _ChunkedHead.apply(hidden_TH, head_VH, bias, labels_T, temperature, max(1, chunk))  # pyright: ignore
-    return cast(tuple[Tensor, Tensor], outputs)
+    manner = _Manner(temperature, max(1, chunk))
+    chunked = cast(Any, _ChunkedHead.apply)  # pyright: ignore[reportUnknownMemberType]
+    return cast(tuple[Tensor, Tensor], chunked(hidden_TH, head_VH, bias, labels_T, manner))
+
+
+class _Manner(NamedTuple):
+    """How logits are made: divided by `temperature`, `chunk` rows at a time."""
+
+    temperature: float
+    chunk: int
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -31,21 +39,15 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_TH: Tensor,
-        head_VH: Tensor,
-        bias: Tensor | None,
-        labels_T: Tensor,
-        temperature: float,
-        chunk: int,
+        ctx: Any, hidden_TH: Tensor, head_VH: Tensor, bias: Tensor | None, labels_T: Tensor, manner: _Manner
     ) -> tuple[Tensor, Tensor]:
         rows = len(labels_T)
         wide = _accumulator(hidden_TH.dtype)
         logprobs_T, entropy_T, normaliser_T = (hidden_TH.new_empty(rows, dtype=wide) for _ in range(3))
         operand_VH = _operand(head_VH, hidden_TH)
-        for start in range(0, rows, chunk):
-            part = slice(start, start + chunk)
-            logits_CV = _logits(_operand(hidden_TH[part], hidden_TH), operand_VH, bias, temperature)
+        for start in range(0, rows, manner.chunk):
+            part = slice(start, start + manner.chunk)
+            logits_CV = _logits(_operand(hidden_TH[part], hidden_TH), operand_VH, bias, manner.temperature)
             normaliser_C = torch.logsumexp(logits_CV, dim=1)
             logprobs_T[part] = logits_CV.gather(1, labels_T[part, None]).squeeze(1) - normaliser_C
             # H = lse - Σ p z, and p from the log-probs in place: one [C, V] buffer beside the logits.
@@ -53,28 +55,29 @@ class _ChunkedHead(torch.autograd.Function):
             entropy_T[part] = normaliser_C - probs_CV.mul_(logits_CV).sum(dim=1)
             normaliser_T[part] = normaliser_C
         ctx.save_for_backward(hidden_TH, head_VH, bias, labels_T, normaliser_T, entropy_T)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.manner = manner
         ctx.set_materialize_grads(False)
         return logprobs_T, entropy_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
         hidden_TH, head_VH, bias, labels_T, normaliser_T, entropy_T = ctx.saved_tensors
+        manner: _Manner = ctx.manner
         wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
         wide = normaliser_T.dtype
         d_hidden_TH = torch.zeros_like(hidden_TH) if wants_hidden else None
         d_head_VH = torch.zeros_like(head_VH, dtype=wide) if wants_head else None
         d_bias_V = torch.zeros_like(bias, dtype=wide) if wants_bias else None
         operand_VH = _operand(head_VH, hidden_TH)
-        for start in range(0, len(labels_T), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
+        for start in range(0, len(labels_T), manner.chunk):
+            part = slice(start, start + manner.chunk)
             operand_CH = _operand(hidden_TH[part], hidden_TH)
-            logits_CV = _logits(operand_CH, operand_VH, bias, ctx.temperature)
+            logits_CV = _logits(operand_CH, operand_VH, bias, manner.temperature)
             by_logprob_C, by_entropy_C = (None if g is None else g[part] for g in gradients)
             d_logits_CV = _logit_gradient(
                 logits_CV.sub_(normaliser_T[part, None]), labels_T[part], entropy_T[part], by_logprob_C, by_entropy_C
-            ).div_(ctx.temperature)
+            ).div_(manner.temperature)
             if d_bias_V is not None:
                 d_bias_V += d_logits_CV.sum(dim=0)
             narrow_CV = d_logits_CV.to(operand_VH.dtype)
@@ -84,22 +87,21 @@ class _ChunkedHead(torch.autograd.Function):
                 d_head_VH += _product(narrow_CV.T, operand_CH, wide)
         d_head = None if d_head_VH is None else d_head_VH.to(head_VH.dtype)
         d_bias = None if d_bias_V is None else d_bias_V.to(bias.dtype)
-        return d_hidden_TH, d_head, d_bias, None, None, None
+        return d_hidden_TH, d_head, d_bias, None, None
 
 
 def _logit_gradient(
     logprobs_CV: Tensor, labels_C: Tensor, entropy_C: Tensor, by_logprob_C: Tensor | None, by_entropy_C: Tensor | None
 ) -> Tensor:
     """g_logprob (onehot - p) - g_entropy p (log p + H)    [C, V]"""
+    # -p (g_logprob + g_entropy (log p + H)), then the one-hot: two [C, V] buffers, the given one overwritten.
     probs_CV = logprobs_CV.exp()
-    slope_CV = torch.zeros_like(probs_CV)
+    slope_CV = torch.zeros_like(entropy_C)[:, None] if by_logprob_C is None else by_logprob_C[:, None]
     if by_entropy_C is not None:
-        slope_CV = logprobs_CV.add_(entropy_C[:, None]).mul_(by_entropy_C[:, None])
-    if by_logprob_C is not None:
-        slope_CV = slope_CV.add_(by_logprob_C[:, None])
+        slope_CV = logprobs_CV.add_(entropy_C[:, None]).mul_(by_entropy_C[:, None]).add_(slope_CV)
     gradient_CV = probs_CV.mul_(slope_CV).neg_()
     if by_logprob_C is not None:
-        gradient_CV.scatter_add_(1, labels_C[:, None], by_logprob_C[:, None].to(gradient_CV.dtype))
+        gradient_CV.scatter_add_(1, labels_C[:, None], by_logprob_C[:, None])
     return gradient_CV
 
 
@@ -116,7 +118,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _operand(tensor: Tensor, hidden: Tensor) -> Tensor:
-    """A factor in the dtype that it is multiplied in: hidden's on a GPU, whose units sum bfloat16 in float32; else wide."""
+    """A factor in the dtype it is multiplied in: hidden's on a GPU, which sums bfloat16 in float32; else a wide one."""
     return tensor.to(hidden.dtype if hidden.is_cuda else _accumulator(hidden.dtype))
 
 

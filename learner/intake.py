@@ -80,9 +80,20 @@ class Intake:
         self._taken = asyncio.Event()
         self._last = "0"
         self._may_hold_unseen = True
+        self._reader: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Read until cancelled, or until the process stops while Redis is away."""
+    def start(self) -> None:
+        """Begin to read ahead."""
+        self._reader = asyncio.create_task(self._run())
+        self._reader.add_done_callback(lambda _: self._arrived.set())
+
+    async def close(self) -> None:
+        """Stop reading. What was read and not consumed stays pending in the stream."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _run(self) -> None:
         while True:
             if len(self._ready) < self.ahead:
                 for entry in await self._process.patiently("read groups", self._read):
@@ -93,12 +104,14 @@ class Intake:
                 await self._taken.wait()
 
     def take(self) -> Arrival | None:
-        """The next group, if one is ready."""
-        if not self._ready:
-            self._arrived.clear()
-            return None
-        self._taken.set()
-        return self._ready.popleft()
+        """The next group, if one is ready. What ended the reader is raised here."""
+        if self._ready:
+            self._taken.set()
+            return self._ready.popleft()
+        if self._reader is not None and self._reader.done():
+            self._reader.result()
+        self._arrived.clear()
+        return None
 
     async def wait(self) -> None:
         """Wait until a group is ready."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging as transformers_logging
 
 from common.errors import SettingsError
 from common.settings import RunFile
@@ -35,6 +36,7 @@ def load_policy(settings: RunFile, device: torch.device) -> PreTrainedModel:
         raise SettingsError(
             f"model.path: {path} is not a Hugging Face model directory (it has no config.json): correct it"
         )
+    transformers_logging.disable_progress_bar()  # standard error holds one JSON object a line
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:

@@ -6,7 +6,7 @@ Adding the gradients of all micro-batches of a step gives the gradient of one bi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
 from learner.packing import StepPlan
 from learner.ratios import expert_ratio, policy_ratio
 from learner.selectors import policy_tokens
-from learner.terms import Algorithm, Term
+from learner.terms import Algorithm, Term, taught_tokens
 
 _SOURCES = (Source.POLICY, Source.HINT, Source.DEMONSTRATION)
 
@@ -25,9 +25,10 @@ _SOURCES = (Source.POLICY, Source.HINT, Source.DEMONSTRATION)
 class StepSums:
     """Detached sums over tokens, which add over micro-batches and ranks; `record` makes the figures of a step of them.
 
-    names: the K terms. values_K: each term's part of the loss. pulls_K: how hard each term pulls on its tokens, the sum of
-    |∂L/∂log p| and |∂L/∂H|. sources_S4: for policy, hint and demonstration tokens their number, the sum of the ratio, of
-    its square, and how many were clipped. entropy: its sum over policy tokens. All float64, on the outputs' device.
+    names: the K terms. values_K: each term's part of the loss. pulls_K: how hard each term pulls on its tokens, the sum
+    of |∂L/∂log p| and |∂L/∂H|. sources_S4: of the policy, hint and demonstration tokens that some term is about, their
+    number, the sum of the ratio, of its square, and how many were clipped. entropy: its sum over those policy tokens.
+    All float64, on the outputs' device.
     """
 
     names: tuple[str, ...]
@@ -52,8 +53,8 @@ class StepSums:
 
         effective_sample_size is the share (Σw)²/(n Σw²) of the source's tokens.
         """
-        values, pulls = self.values_K.tolist(), self.pulls_K.tolist()
-        sources = {s.name.lower(): row for s, row in zip(_SOURCES, self.sources_S4.tolist(), strict=True) if row[0]}
+        values, pulls, rows = (_numbers(t) for t in (self.values_K, self.pulls_K, self.sources_S4))
+        sources = {source.name.lower(): row for source, row in zip(_SOURCES, rows, strict=True) if row[0]}
         sampled = float(self.sources_S4[0, 0])
         return {
             "loss": float(self.values_K.sum()),
@@ -92,7 +93,7 @@ def loss(algorithm: Algorithm, plan: StepPlan, micro: MicroBatch, outputs: Polic
             values_K=torch.stack(values).double(),
             pulls_K=torch.stack([_pull(value, outputs) for value in values]),
             sources_S4=_source_sums(algorithm, batch, outputs),
-            entropy=outputs.entropy_T[policy_tokens(batch)].double().sum(),
+            entropy=outputs.entropy_T[policy_tokens(batch) & taught_tokens(algorithm, batch)].double().sum(),
         )
     return total, sums
 
@@ -110,7 +111,9 @@ def _pull(value: Tensor, outputs: PolicyOutputs) -> Tensor:
     inputs = [t for t in (outputs.logprobs_T, outputs.entropy_T) if t.requires_grad]
     if not (inputs and value.requires_grad):
         return zero
-    gradients = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    gradients = cast(
+        tuple[Tensor | None, ...], torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    )
     return sum((g.double().abs().sum() for g in gradients if g is not None), zero)
 
 
@@ -123,4 +126,9 @@ def _source_sums(algorithm: Algorithm, batch: TokenBatch, outputs: PolicyOutputs
         if term.clipped is not None:
             clipped_T = clipped_T | (term.on(batch) & term.clipped(batch, outputs))
     columns_T4 = torch.stack([torch.ones_like(ratio_T), ratio_T, ratio_T.square(), clipped_T.double()], dim=1)
-    return torch.stack([columns_T4[batch.sources_T == source].sum(dim=0) for source in _SOURCES])
+    taught_T = taught_tokens(algorithm, batch)
+    return torch.stack([columns_T4[taught_T & (batch.sources_T == source)].sum(dim=0) for source in _SOURCES])
+
+
+def _numbers(tensor: Tensor) -> list[Any]:
+    return cast(list[Any], tensor.tolist())  # pyright: ignore[reportUnknownMemberType]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.trajectory import Group, Source, Trajectory
 from learner.advantages import members_of
 from learner.batch import MicroBatch, TokenBatch
-from learner.terms import Algorithm
+from learner.terms import Algorithm, taught_tokens
 
 _PADDING = 0
 
@@ -22,8 +24,8 @@ _PADDING = 0
 class StepPlan:
     """All that one optimiser step will do, known before its first forward.
 
-    counts: term name → what its sum is divided by, over all micro-batches. groups, trajectories, tokens: what the
-    algorithm sees (tokens: of responses). flat_groups: groups in which every advantage is zero.
+    counts: term name → what its sum is divided by, over all micro-batches. groups, trajectories: those that the
+    algorithm sees. tokens: those that some term is about. flat_groups: groups in which every advantage is zero.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -53,7 +55,7 @@ def plan_step(algorithm: Algorithm, groups: Sequence[Group], micro_batch_tokens:
 
     A trajectory is never split; one that is longer than the limit gets a micro-batch of its own.
     """
-    credited = [credits for group in groups if (credits := _credit(algorithm, group))]
+    credited = [members for group in groups if (members := _credit(algorithm, group))]
     flat = list(chain.from_iterable(credited))
     micro_batches = tuple(_micro_batch(rows) for rows in _cut(flat, micro_batch_tokens))
     counts = {
@@ -65,7 +67,7 @@ def plan_step(algorithm: Algorithm, groups: Sequence[Group], micro_batch_tokens:
         groups=len(credited),
         flat_groups=sum(all(member.advantage == 0 for member in members) for members in credited),
         trajectories=len(flat),
-        tokens=sum(len(micro.tokens.labels_T) for micro in micro_batches),
+        tokens=sum(int(taught_tokens(algorithm, micro.tokens).sum()) for micro in micro_batches),
     )
 
 
@@ -97,15 +99,15 @@ def _micro_batch(rows: Sequence[_Credited]) -> MicroBatch:
         ids[i, : lengths[i]] = row.trajectory.tokens
     positions = [_response_positions(row.trajectory) for row in rows]
     return MicroBatch(
-        input_ids=torch.from_numpy(ids),
+        input_ids=_tensor(ids),
         lengths_B=torch.tensor(lengths, dtype=torch.int64),
-        predictor_T=torch.from_numpy(np.concatenate([i * width + at - 1 for i, at in enumerate(positions)])),
+        predictor_T=_tensor(np.concatenate([i * width + at - 1 for i, at in enumerate(positions)])),
         tokens=_token_batch(rows, positions),
     )
 
 
 def _response_positions(trajectory: Trajectory) -> NDArray[np.int64]:
-    """Where the response's tokens stand. The very first token of a trajectory is predicted by nothing, so never there."""
+    """Where the response's tokens stand. Nothing predicts a trajectory's first token, so that is never one of them."""
     return np.flatnonzero(trajectory.sources[1:] != Source.PROMPT).astype(np.int64) + 1
 
 
@@ -113,18 +115,18 @@ def _token_batch(rows: Sequence[_Credited], positions: Sequence[NDArray[np.int64
     counts = [len(at) for at in positions]
     trajectories = [row.trajectory for row in rows]
 
-    def per_token(values: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([v[at] for v, at in zip(values, positions, strict=True)]).astype(dtype))
+    def per_token(values: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> Tensor:
+        return _tensor(np.concatenate([v[at] for v, at in zip(values, positions, strict=True)]).astype(dtype))
 
     expert = [_expert_logprobs(t) for t in trajectories]
     return TokenBatch(
         labels_T=per_token([t.tokens for t in trajectories], np.int64),
         sources_T=per_token([t.sources for t in trajectories], np.uint8),
-        advantages_T=torch.from_numpy(np.repeat([row.advantage for row in rows], counts).astype(np.float64)),
+        advantages_T=_tensor(np.repeat([row.advantage for row in rows], counts).astype(np.float64)),
         behaviour_logprobs_T=per_token([t.behaviour_logprobs for t in trajectories], np.float64),
         expert_logprobs_T=per_token([logprobs for logprobs, _ in expert], np.float64),
         has_expert_T=per_token([known for _, known in expert], np.bool_),
-        segment_T=torch.from_numpy(np.repeat(np.arange(len(rows)), counts).astype(np.int64)),
+        segment_T=_tensor(np.repeat(np.arange(len(rows)), counts).astype(np.int64)),
         rewards_N=torch.tensor([t.reward for t in trajectories], dtype=torch.float64),
         is_demonstration_N=torch.tensor([t.is_demonstration for t in trajectories], dtype=torch.bool),
     )
@@ -136,3 +138,7 @@ def _expert_logprobs(trajectory: Trajectory) -> tuple[NDArray[np.float32], NDArr
     if trajectory.expert_logprobs is None:
         return np.zeros(len(wrote_T), dtype=np.float32), np.zeros_like(wrote_T)
     return np.where(wrote_T, trajectory.expert_logprobs, np.float32(0.0)), wrote_T
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]

@@ -15,7 +15,7 @@ Selector = Callable[[TokenBatch], Tensor]
 """TokenBatch -> bool [T]."""
 
 Admission = Callable[[Sequence[Trajectory]], list[Trajectory]]
-"""All members of a group -> those the algorithm sees. The others count nowhere: not in statistics, norms or forwards."""
+"""All members of a group -> those the algorithm sees. The others count nowhere: in no statistics, norm or forward."""
 
 
 def response_tokens(batch: TokenBatch) -> Tensor:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
 
 from learner.advantages import Advantage
+from learner.batch import TokenBatch
 from learner.losses import TokenLoss, TokenMark
 from learner.normalisers import Normaliser
 from learner.selectors import Admission, Selector
@@ -14,8 +19,8 @@ from learner.selectors import Admission, Selector
 class Term:
     """weight * the sum over `on` of a per-token loss, divided by what `norm` counts over the whole step.
 
-    `norm` may count over other tokens than `on`: so two terms can share one denominator. `clipped` marks the tokens whose
-    gradient the loss has cut off; None where it never does.
+    `norm` may count over other tokens than `on`: so two terms can share one denominator. `clipped` marks the tokens
+    whose gradient the loss has cut off; None where it never does.
     """
 
     name: str
@@ -34,3 +39,8 @@ class Algorithm:
     admits: Admission
     advantage: Advantage
     terms: tuple[Term, ...]
+
+
+def taught_tokens(algorithm: Algorithm, batch: TokenBatch) -> Tensor:
+    """The tokens that some term is about.    bool [T]"""
+    return reduce(torch.logical_or, (term.on(batch) for term in algorithm.terms))

@@ -20,7 +20,12 @@ def write_tokenizer(directory: Path, context: int = 64) -> Path:
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")  # type: ignore[assignment]
     tokenizer.save(str(directory / "tokenizer.json"))
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    special = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(special))
     config = {"model_type": "llama", "max_position_embeddings": context, "vocab_size": len(vocabulary)}
     (directory / "config.json").write_text(json.dumps(config))

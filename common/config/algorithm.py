@@ -1,7 +1,7 @@
 """The algorithms an operator may ask for, one class each: published defaults, and the material each needs.
 
-`{"kind": "luffy"}` alone is LUFFY. `rollouts` is how many members of a group the policy samples; how many demonstrations
-join them, and who is shown a hint, is the hint policy's business.
+`{"kind": "luffy"}` alone is LUFFY. `rollouts` is how many members of a group the policy samples; how many
+demonstrations join them, and who is shown a hint, is the hint policy's business.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ class AlgorithmConfig(Frozen):
     requires: ClassVar[frozenset[Material]] = NOTHING
     accepts: ClassVar[frozenset[Material]] = NOTHING
 
-    kind: str
     rollouts: int = Field(default=8, ge=0, le=1024, description="members of a group that the policy samples")
 
 
@@ -48,7 +47,9 @@ class SFT(AlgorithmConfig):
     accepts: ClassVar[frozenset[Material]] = frozenset({Material.DEMONSTRATIONS})
 
     kind: Literal["sft"] = "sft"
-    rollouts: int = Field(default=0, ge=0, le=1024, description="sampled members; ignored by the loss, graded for metrics")
+    rollouts: int = Field(
+        default=0, ge=0, le=1024, description="sampled members; ignored by the loss, graded for metrics"
+    )
     norm: Norm = Field(default=Norm.TOKEN_MEAN, description="what the sum over expert tokens is divided by")
 
 
@@ -63,13 +64,15 @@ class GRPO(PolicyGradient):
     rollouts: int = Field(default=8, ge=1, le=1024, description="members of a group that the policy samples")
 
 
-class DrGRPO(GRPO):
+class DrGRPO(PolicyGradient):
     """GRPO without the two biases: no division by the standard deviation, a constant length normaliser."""
 
     title: ClassVar[str] = "Dr.GRPO"
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.20783"
+    accepts: ClassVar[frozenset[Material]] = frozenset({Material.HINTS})
 
-    kind: Literal["dr_grpo"] = "dr_grpo"  # pyright: ignore[reportIncompatibleVariableOverride]
+    kind: Literal["dr_grpo"] = "dr_grpo"
+    rollouts: int = Field(default=8, ge=1, le=1024, description="members of a group that the policy samples")
     divide_by_std: bool = Field(default=False, description="divide advantages by the group's standard deviation")
     norm: Norm = Field(default=Norm.CONSTANT, description="what the sum over tokens is divided by")
 

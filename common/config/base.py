@@ -23,8 +23,8 @@ class Material(StrEnum):
 class Norm(StrEnum):
     """What a term's sum is divided by, counted over the whole step (methods §0.2).
 
-    token_mean: the term's tokens. sequence_mean: a mean per sequence, then over the sequences. constant: sequences times
-    the longest allowed response (Dr.GRPO).
+    token_mean: the term's tokens. sequence_mean: a mean per sequence, then over the sequences. constant: sequences
+    times the longest allowed response (Dr.GRPO).
     """
 
     TOKEN_MEAN = "token_mean"

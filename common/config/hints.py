@@ -22,8 +22,6 @@ class HintConfig(Frozen):
 
     title: ClassVar[str]
 
-    kind: str
-
     @property
     def provides(self) -> frozenset[Material]:
         """The material that groups made under this policy hold beside plain rollouts."""
@@ -48,6 +46,7 @@ class WholeDemonstration(HintConfig):
 
     @property
     def provides(self) -> frozenset[Material]:
+        """Demonstrations."""
         return frozenset({Material.DEMONSTRATIONS})
 
 
@@ -73,6 +72,7 @@ class FixedHint(HintConfig):
 
     @property
     def provides(self) -> frozenset[Material]:
+        """Hints, and demonstrations if any join the group."""
         whole = {Material.DEMONSTRATIONS} if self.demonstrations else set[Material]()
         return frozenset({Material.HINTS} | whole)
 

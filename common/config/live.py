@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, ValidationError, model_validator
 
-from common.config.algorithm import DrGRPO, Algorithm
+from common.config.algorithm import Algorithm, DrGRPO
 from common.config.base import Frozen, Material
 from common.config.hints import REMEDIES, Hints, NoHints
 from common.errors import ConfigRejected
@@ -40,7 +40,9 @@ class LiveConfig(Frozen):
     sampling: SamplingConfig = SamplingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     groups_per_step: int = Field(default=16, ge=1, le=65_536, description="prompts per optimiser step")
-    max_staleness: int = Field(default=4, ge=0, le=1000, description="a group more versions behind than this is dropped")
+    max_staleness: int = Field(
+        default=4, ge=0, le=1000, description="a group more versions behind than this is dropped"
+    )
     publish_every: int = Field(default=1, ge=1, le=10_000, description="optimiser steps between weight versions")
 
     @model_validator(mode="after")
@@ -48,8 +50,8 @@ class LiveConfig(Frozen):
         algorithm, provided = self.algorithm, self.hints.provides
         for material in sorted(algorithm.requires - provided):
             raise ValueError(
-                f'algorithm "{algorithm.kind}" needs {material}, which hint policy "{self.hints.kind}" does not provide: '
-                f"set {REMEDIES[material]} in the same change, or choose an algorithm that does without"
+                f'algorithm "{algorithm.kind}" needs {material}, which hint policy "{self.hints.kind}" does not '
+                f"provide: set {REMEDIES[material]} in the same change, or choose an algorithm that does without"
             )
         for material in sorted(provided - algorithm.accepts):
             raise ValueError(
@@ -83,11 +85,12 @@ def merge_patch(document: Any, patch: Any) -> Any:
     """
     if not isinstance(patch, dict):
         return patch
-    base: Json = document if isinstance(document, dict) else {}
-    if "kind" in patch and patch["kind"] != base.get("kind"):
+    changes = cast(Json, patch)
+    base = cast(Json, document) if isinstance(document, dict) else {}
+    if "kind" in changes and changes["kind"] != base.get("kind"):
         base = {}
     merged = dict(base)
-    for key, value in patch.items():
+    for key, value in changes.items():
         if value is None:
             merged.pop(key, None)
         else:
@@ -106,7 +109,7 @@ def _sentence(error: Any) -> str:
         case "extra_forbidden":
             return "this key is not known here: remove it, or check its spelling (GET /v1/algorithms lists the keys)"
         case "union_tag_invalid":
-            return f'kind {error["ctx"]["tag"]!r} is not known: choose one of {error["ctx"]["expected_tags"]}'
+            return f"kind {error['ctx']['tag']!r} is not known: choose one of {error['ctx']['expected_tags']}"
         case "union_tag_not_found":
             return 'it has no "kind": name one (GET /v1/algorithms and /v1/hint-policies list them)'
         case "value_error":

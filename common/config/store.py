@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 
@@ -70,17 +70,17 @@ class ConfigStore:
     """Reads and changes the live configuration of one run."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis = redis
+        self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
         self._keys = keys
-        self._compare_and_set = redis.register_script(_COMPARE_AND_SET)
+        self._compare_and_set = self._redis.register_script(_COMPARE_AND_SET)
 
     async def number(self) -> int:
         """The current revision's number; 0 before the first."""
-        return int(await self._redis.hget(self._keys.config, "revision") or 0)  # pyright: ignore
+        return int(await self._redis.hget(self._keys.config, "revision") or 0)
 
     async def current(self) -> Revision | None:
         """The current revision; None before the first."""
-        record = await self._redis.hget(self._keys.config, "record")  # pyright: ignore
+        record = await self._redis.hget(self._keys.config, "record")
         return None if record is None else _revision(json.loads(record))
 
     async def history(self, first: int = 1, last: int | None = None) -> list[Revision]:
@@ -90,10 +90,12 @@ class ConfigStore:
     async def records(self, first: int = 1, last: int | None = None) -> list[Json]:
         """The same as they were written: an old revision may be one that is not valid any more."""
         stop = -1 if last is None else last - 1
-        records: list[bytes] = await self._redis.lrange(self._keys.config_history, first - 1, stop)  # pyright: ignore
+        records: list[bytes] = await self._redis.lrange(self._keys.config_history, first - 1, stop)
         return [json.loads(record) for record in records]
 
-    async def replace(self, live: LiveConfig, expected: int, author: Author, *, at_s: float, reason: str = "") -> Revision:
+    async def replace(
+        self, live: LiveConfig, expected: int, author: Author, *, at_s: float, reason: str = ""
+    ) -> Revision:
         """Make `live` revision `expected` + 1. LostRace if `expected` is not current any more."""
         before = await self.current()
         if before is not None and before.number != expected:
@@ -111,12 +113,12 @@ class ConfigStore:
     async def mark_in_force(self, process: str, number: int, *, step: int, at_s: float) -> None:
         """Note that `process` has put revision `number` in force, first at learner step `step`."""
         value = json.dumps({"step": step, "at_s": at_s})
-        await self._redis.hsetnx(self._keys.in_force, f"{number}:{process}", value)  # pyright: ignore
+        await self._redis.hsetnx(self._keys.in_force, f"{number}:{process}", value)
 
     async def in_force(self) -> dict[int, dict[str, Json]]:
         """When each revision came into force: revision → process → {step, at_s}."""
         marks: dict[int, dict[str, Json]] = {}
-        for key, value in (await self._redis.hgetall(self._keys.in_force)).items():  # pyright: ignore
+        for key, value in (await self._redis.hgetall(self._keys.in_force)).items():
             number, _, process = key.decode().partition(":")
             marks.setdefault(int(number), {})[process] = json.loads(value)
         return marks
@@ -126,9 +128,10 @@ def difference(before: Any, after: Any, path: str = "") -> list[Change]:
     """What changed between two JSON documents, leaf by leaf."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return [] if before == after else [Change(path, before, after)]
+    old, new = cast(Json, before), cast(Json, after)
     changes: list[Change] = []
-    for key in sorted(before.keys() | after.keys()):
-        changes += difference(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+    for key in sorted(old.keys() | new.keys()):
+        changes += difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     return changes
 
 

@@ -9,8 +9,8 @@ Shao et al., 2024, https://arxiv.org/abs/2402.03300 (survey Eq. 6-7); Liu et al.
 divided per sequence by its length and then by the number of sequences (Eq. 7); Dr.GRPO: by sequences times the longest
 response. Where a rollout continues a hint, the hint is context: no loss on it, and no part of the length.
 
-Departures: the std is the unbiased one, and it is not divided by where all counted rewards are equal. Demonstrations in a
-group (made under another algorithm, before a switch) are left out before the statistics. No KL term.
+Departures: the std is the unbiased one, and it is not divided by where all counted rewards are equal. Demonstrations in
+a group (made under another algorithm, before a switch) are left out before the statistics. No KL term.
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ Yan et al., 2025, https://arxiv.org/abs/2504.14945 (survey Eq. 9-10 and §4.3)
     L_expert = - sum_t f(rho_t) A_i              rho_t = pi_theta / pi_phi, t written by the expert
     f(x)     = x / (x + gamma)
 
-Both sums share one normaliser; with norm token_mean it is Z, the number of all response tokens. With unknown pi_phi it is
+Both sums share one normaliser; with norm token_mean it is Z, the number of all response tokens. An unknown pi_phi is
 taken to be one. f keeps the gradient alive where the policy finds the expert unlikely: its weight on grad log pi is
-gamma x / (x + gamma)^2, largest at x = gamma. The expert's ratio is never clipped: with A < 0 a clip around f would kill
-the gradient of every token below p = 0.4. The tokens of a hint are the expert's as well.
+gamma x / (x + gamma)^2, largest at x = gamma. The expert's ratio is never clipped: with A < 0 a clip around f would
+kill the gradient of every token below p = 0.4. The tokens of a hint are the expert's as well.
 
-The authors' paper preset: surrogate clipped, norm token_mean, entropy_bonus 0.01; the defaults are their published runs.
+The defaults are what the authors ran. As in their paper: surrogate clipped, norm token_mean, entropy_bonus 0.01.
 
-Departures: the constant normaliser divides by sequences too, so the learning rate does not depend on the batch size. The
-entropy bonus is a mean over the sampled tokens of the whole step, not a mean of micro-batch means.
+Departures: the constant normaliser divides by sequences too, so the learning rate does not depend on the batch size.
+The entropy bonus is a mean over the sampled tokens of the whole step, not a mean of micro-batch means.
 """
 
 from __future__ import annotations

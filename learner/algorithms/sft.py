@@ -4,8 +4,8 @@ Survey Eq. 1-2.
 
     L = - sum_t log pi_theta(y_t | x, y_<t)      over the tokens of demonstrations, divided by their number
 
-Departures: none. (Eq. 1 as printed conditions on y_<=t; its gradient, Eq. 2, has the y_<t that is meant.) Rollouts of the
-group are left out: they are neither trained on nor forwarded.
+Departures: none. (Eq. 1 as printed conditions on y_<=t; its gradient, Eq. 2, has the y_<t that is meant.) Rollouts of
+the group are left out: they are neither trained on nor forwarded.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from services.cli.model_directory import model_problems
 from services.cli.up.programs import environment, is_local
 from services.cli.up.redis_server import find_executable, named_url
 
-DATA_S = 600.0
+INSIDE_S = 600.0
 _NVIDIA = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
 
@@ -60,9 +60,9 @@ async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
     report.notes += _hub_notes(settings)
     report.problems += await redis_problems(settings)
     if model:
-        report.notes.append("the data were not checked, because that takes the model's tokenizer")
+        report.notes.append("data and grader were not checked, because that takes a usable model")
     else:
-        await _inspect_data(settings, run_file, report)
+        await _inspect_inside(settings, run_file, report)
 
 
 def directory_problems(directory: Path) -> Iterator[str]:
@@ -133,37 +133,43 @@ def _hub_notes(settings: RunFile) -> Iterator[str]:
             yield f"there is no local file {source.path}, so it is taken for a data set's name on the hub"
 
 
-async def _inspect_data(settings: RunFile, run_file: Path, report: Report) -> None:
-    """Let the curriculum, a program of its own, load the data and tell what is wrong with it."""
-    command = (sys.executable, "-m", "services.curriculum", str(run_file), "--check")
+async def _inspect_inside(settings: RunFile, run_file: Path, report: Report) -> None:
+    """Let the curriculum and the generator, programs of their own, tell what is wrong with data, tokenizer and grader."""
+    curriculum, generator = await asyncio.gather(
+        _ask(settings, run_file, "curriculum"), _ask(settings, run_file, "generator")
+    )
+    report.prompts, report.demonstrations = curriculum.get("train_prompts"), curriculum.get("train_demonstrations")
+    for answer in (curriculum, generator):
+        report.problems += [problem for problem in answer["problems"] if problem not in report.problems]
+
+
+async def _ask(settings: RunFile, run_file: Path, role: str) -> dict[str, Any]:
+    """What the check of a service answers: a JSON object with its "problems"."""
     process = await asyncio.create_subprocess_exec(
-        *command,
-        env=environment(settings, "curriculum"),
+        *(sys.executable, "-m", f"services.{role}", str(run_file), "--check"),
+        env=environment(settings, role),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     try:
-        output, complaints = await asyncio.wait_for(process.communicate(), DATA_S)
+        output, complaints = await asyncio.wait_for(process.communicate(), INSIDE_S)
     except TimeoutError:
-        report.problems.append(f"loading the data took more than {DATA_S:.0f} s: try a smaller [data] limit first")
-        return
+        return {"problems": [f"the check of the {role} took more than {INSIDE_S:.0f} s: try a smaller [data] limit first"]}
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    _absorb(report, output.decode(errors="replace"), complaints.decode(errors="replace"))
+    return _answer(role, output.decode(errors="replace"), complaints.decode(errors="replace"))
 
 
-def _absorb(report: Report, output: str, complaints: str) -> None:
-    """Take over what the curriculum's check printed; the last line of its output is a JSON document."""
+def _answer(role: str, output: str, complaints: str) -> dict[str, Any]:
+    """The JSON object in the last line that a check printed; if there is none, why."""
     try:
         found = json.loads(output.strip().splitlines()[-1])
-        problems = [str(problem) for problem in found["problems"]]
-        report.prompts = found.get("prompts", found.get("train_prompts"))
-        report.demonstrations = found.get("demonstrations", found.get("train_demonstrations"))
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError):
-        last = (complaints.strip().splitlines() or ["no output"])[-1]
-        problems = [f"the data cannot be checked ({last}): run `python -m services.curriculum RUN_FILE --check` to see why"]
-    report.problems += problems
+        return found | {"problems": [str(problem) for problem in found["problems"]]}
+    except (ValueError, IndexError, KeyError, TypeError):
+        last = (complaints.strip().splitlines() or ["it printed nothing"])[-1]
+        command = f"python -m services.{role} RUN_FILE --check"
+        return {"problems": [f"the check of the {role} failed ({last}): run `{command}` to see why"]}

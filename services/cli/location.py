@@ -53,19 +53,26 @@ def hold(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyUp(
-                f"the run in {directory} is up already{_whose(directory)}: stop it with `tributary down --run {directory}`, "
-                "watch it with `tributary watch`, or give this run another [run] directory"
-            ) from None
+            raise _already_up(directory) from None
         try:
             yield
         finally:
             (directory / STATE_FILE).unlink(missing_ok=True)
 
 
-def _whose(directory: Path) -> str:
+def _already_up(directory: Path) -> AlreadyUp:
     state = _read(directory)
-    return f" (process {state.pid})" if state else ""
+    whose = f" (process {state.pid})" if state else ""
+    return AlreadyUp(
+        f"the run in {directory} is up already{whose}: stop it with `tributary down --run {directory}`, "
+        "watch it with `tributary watch`, or give this run another [run] directory"
+    )
+
+
+def refuse_if_up(directory: Path) -> None:
+    """AlreadyUp if another `up` has this run directory."""
+    if is_up(directory):
+        raise _already_up(directory)
 
 
 def is_up(directory: Path) -> bool:

@@ -19,12 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class Chronicle:
-    """What the event log said last. `step`: the newest step. `evaluations`: the newest one of each data set."""
+    """What the event log said last. `step`: the newest step. `evaluations`: the newest one of each data set.
+
+    listeners: how many feeds wait for its news.
+    """
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
         self._newest_id = "0"
         self._news = asyncio.Event()
+        self.listeners = 0
         self.step: Event | None = None
         self.evaluations: dict[str, Event] = {}
 

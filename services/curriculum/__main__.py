@@ -1,4 +1,4 @@
-"""`python -m services.curriculum RUN_FILE [--check]`: run the curriculum, or only check its data and print what it found."""
+"""`python -m services.curriculum RUN_FILE [--check]`: run the curriculum, or only check its data."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def main(process: Process) -> int:
     """Load the data, tell its facts, and run until told to stop."""
     training, heldout, tokeniser = load(process.settings)
     known = facts(training, heldout, tokeniser)
-    await process.patiently("tell facts", lambda: process.redis.hset(process.keys.facts, mapping=known))  # pyright: ignore
+    await process.patiently("tell facts", lambda: process.redis.hset(process.keys.facts, mapping=known))
     log.info("data loaded", extra=known)
     await Curriculum(process, training, heldout).run()
     return 0

@@ -69,8 +69,10 @@ class Curriculum:
     async def _restore(self) -> None:
         """Read the state, and the outcomes that an earlier life took but did not acknowledge."""
         process = self._process
-        self._state = decode_state(await process.patiently("read the state", lambda: process.redis.get(process.keys.curriculum)))
-        records: Any = await process.patiently("read solve rates", lambda: process.redis.hgetall(process.keys.prompts))  # pyright: ignore
+        self._state = decode_state(
+            await process.patiently("read the state", lambda: process.redis.get(process.keys.curriculum))
+        )
+        records: Any = await process.patiently("read solve rates", lambda: process.redis.hgetall(process.keys.prompts))
         self._ledger = Ledger(records)
         outcomes = process.delivery.outcomes
         after = "0"
@@ -95,7 +97,7 @@ class Curriculum:
     async def _finished_version(self) -> int | None:
         """The final weight version, once the learner has reached its last step."""
         process = self._process
-        value: Any = await process.patiently("read facts", lambda: process.redis.hget(process.keys.facts, "finished"))  # pyright: ignore
+        value: Any = await process.patiently("read facts", lambda: process.redis.hget(process.keys.facts, "finished"))
         return None if value is None else int(value)
 
     async def _issue(self, revision: Revision) -> None:
@@ -172,8 +174,10 @@ class Curriculum:
     async def _generators_hold(self, version: int) -> bool:
         """Whether every live generator holds `version`; laggards are waited for, but not for ever."""
         process = self._process
-        beats: Any = await process.patiently("read heartbeats", lambda: process.redis.hvals(process.keys.processes))  # pyright: ignore
-        generators = [b for b in map(json.loads, beats) if b["role"] == "generator" and time.time() - b["at_s"] < ALIVE_S]
+        beats: Any = await process.patiently("read heartbeats", lambda: process.redis.hvals(process.keys.processes))
+        generators = [
+            b for b in map(json.loads, beats) if b["role"] == "generator" and time.time() - b["at_s"] < ALIVE_S
+        ]
         if generators and all(b["version"] >= version for b in generators):
             self._behind_since_s = None
             return True
@@ -237,7 +241,5 @@ class Curriculum:
     async def _say_evaluated(self, version: int) -> None:
         process = self._process
         facts = {"evaluated": version}
-        await process.patiently("say evaluated", lambda: process.redis.hset(process.keys.facts, mapping=facts))  # pyright: ignore
+        await process.patiently("say evaluated", lambda: process.redis.hset(process.keys.facts, mapping=facts))
         await process.pause(0.5)
-
-

@@ -1,4 +1,4 @@
-"""The prompts of a run, ready to be asked: tokenised, checked against the context, in a seeded order that can be resumed."""
+"""The prompts of a run: tokenised, checked against the context, in a seeded order that can be resumed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class PromptSet:
 Progress = Callable[[int, int], None]
 
 
-def load_prompts(name: str, source: DatasetSettings, tokeniser: Tokeniser, progress: Progress | None = None) -> PromptSet:
+def load_prompts(
+    name: str, source: DatasetSettings, tokeniser: Tokeniser, progress: Progress | None = None
+) -> PromptSet:
     """Read and tokenise a data set. progress(done, all) is called now and then."""
     rows = read_rows(source)
     prompts: list[Prompt] = []

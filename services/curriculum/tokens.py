@@ -26,7 +26,9 @@ class Tokeniser:
         self._data = data
         self._tokenizer: Any = _load_tokenizer(model)
         if self._tokenizer.eos_token_id is None:
-            raise SettingsError(f"the tokenizer of {model.path} has no end-of-sequence token: set eos_token in its config")
+            raise SettingsError(
+                f"the tokenizer of {model.path} has no end-of-sequence token: set eos_token in its config"
+            )
 
     def prompt(self, prompt: str | tuple[Message, ...]) -> Tokens:
         """The tokens of a prompt, template applied."""
@@ -48,8 +50,8 @@ class Tokeniser:
 def step_boundaries(text: str, token_ends: list[int], separator: str) -> tuple[int, ...]:
     """Numbers of leading tokens after which a step ends.
 
-    token_ends: where each token ends in `text`. A token that reaches over the end of a step belongs to that step. The end
-    of the text is no boundary: a hint is never the whole demonstration.
+    token_ends: where each token ends in `text`. A token that reaches over the end of a step belongs to that step. The
+    end of the text is no boundary: a hint is never the whole demonstration.
     """
     boundaries: list[int] = []
     position = text.find(separator)

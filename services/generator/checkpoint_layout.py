@@ -1,4 +1,4 @@
-"""The layout of a full set of weights: which tensors a checkpoint holds, under their Hugging Face names, and their shapes.
+"""The layout of a full set of weights: the tensors that a checkpoint holds (Hugging Face names) and their shapes.
 
 Read from safetensors headers alone, so a damaged or foreign file is refused before the engine pauses. Without this an
 absent tensor would leave the old weights in place, silently.

@@ -1,44 +1,37 @@
 """The inference engine of a generator: samples the policy, scores sequences, and takes new weights in flight.
 
 A thin owner of vLLM's AsyncLLM (its core is a child process) that keeps four promises vLLM leaves to its caller:
-log-probs are the behaviour policy's own; every token knows the weight version that sampled it; weights change only while
-the engine is paused, and it resumes only with a complete set; no control call waits for ever. vLLM is imported by
-`Engine.start`, never by this module, so that importing it costs nothing and the environment can be set first.
+log-probs are the behaviour policy's own; every token knows the weight version that sampled it; weights change only
+while the engine is paused, and it resumes only with a complete set; no control call waits for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import gc
-import os
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from common.errors import TributaryError, WeightsError
 from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
 from services.generator.checkpoint_layout import CheckpointLayout, read_layout
+from services.generator.engine_settings import EngineSettings
 
 if TYPE_CHECKING:
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from services.generator.engine_gauges import EngineGauges
 
-WEIGHT_BACKEND = "tributary"
-FRONT_PID = "TRIBUTARY_ENGINE_FRONT_PID"
 MIN_TEMPERATURE = 0.01
-_WORKER_EXTENSION = "services.generator.worker.WorkerExtension"
-_CPU_KV_CACHE_BYTES = 256 << 20
 
 _Result = TypeVar("_Result")
 
@@ -59,30 +52,6 @@ class PayloadKind(StrEnum):
     """How the worker reads what an update brings. Sparse patches will be a second kind."""
 
     ANCHOR = "anchor"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How to start an engine.
-
-    model: a directory or a hub name. kv_cache_bytes, gpu_memory_utilization: None lets the platform choose (256 MiB on
-    CPU). seed: give every generator its own, or they sample alike. clear_cache_on_update: recompute the attention cache
-    of running sequences after an update, so that every token's log-prob can be recomputed from its own version's weights;
-    False resumes sooner on the old cache. version: what the weights in `model` are called. control_timeout_s bounds each
-    control call of an update; it has to cover loading the weights once.
-    """
-
-    model: str
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    kv_cache_bytes: int | None = None
-    gpu_memory_utilization: float | None = None
-    tensor_parallel_size: int = 1
-    seed: int = 0
-    clear_cache_on_update: bool = True
-    version: int = 0
-    control_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +86,7 @@ class Engine:
         """Use `Engine.start`. home: the thread that created the core (see `start`)."""
         self.version = settings.version
         self.healthy = True
+        self.max_model_len: int = llm.model_config.max_model_len  # prompt and response together
         self._settings = settings
         self._llm = llm
         self._home = home
@@ -125,7 +95,6 @@ class Engine:
         self._closing = False
         self._layout: CheckpointLayout | None = None
         self._vocabulary = llm.model_config.get_vocab_size()
-        self._max_length = llm.model_config.max_model_len
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> Engine:
@@ -135,8 +104,11 @@ class Engine:
         event loop stays free meanwhile.
         """
         home = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-home")
+        in_home = partial(asyncio.get_running_loop().run_in_executor, home)
         try:
-            llm = await asyncio.get_running_loop().run_in_executor(home, _create, settings)
+            # Two calls: an error kept since some import would keep the frames below it, and with them the engine.
+            await in_home(settings.import_vllm)
+            llm = await in_home(settings.create)
         except BaseException as error:
             home.shutdown(wait=False)
             if isinstance(error, (RuntimeError, ValueError, OSError)):
@@ -144,7 +116,7 @@ class Engine:
             raise
         engine = cls(settings, llm, home)
         try:
-            engine._layout = _layout_of_model(settings.model, tied=engine._tied)
+            engine._layout = await asyncio.to_thread(settings.layout, tied=engine._tied)
             await engine._control("labelling the first weights", llm.update_weight_version(str(settings.version)))
             await engine.sample([0], n=1, temperature=1.0, max_tokens=1, request_id="first-token")
         except BaseException:
@@ -163,8 +135,8 @@ class Engine:
         """
         if n < 1 or max_tokens < 1 or not (temperature == 0.0 or temperature >= MIN_TEMPERATURE):
             raise EngineError(
-                f"cannot sample n={n}, max_tokens={max_tokens}, temperature={temperature}: n and max_tokens start at 1, "
-                f"temperature is 0 (greedy) or at least {MIN_TEMPERATURE}"
+                f"cannot sample n={n}, max_tokens={max_tokens}, temperature={temperature}: n and max_tokens start at "
+                f"1, temperature is 0 (greedy) or at least {MIN_TEMPERATURE}"
             )
         output = await self._generate(prompt_tokens, _sampling(n, temperature, max_tokens), request_id)
         return [_completion(completion, request_id) for completion in output.outputs]
@@ -181,8 +153,9 @@ class Engine:
             output = await self._generate(tokens, _scoring(), f"score-{time.monotonic_ns()}")
             if begun == self._updates_begun:
                 break
-        logprobs_T = np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)  # T - 1 entries: none for the first
-        _require_finite(logprobs_T, "score")
+        logprobs_T = _logprobs(output.prompt_logprobs, "score")  # T - 1 entries: nothing precedes the first token
+        if len(logprobs_T) != len(tokens) - 1:
+            raise EngineError(f"a score of {len(tokens)} tokens came back with {len(logprobs_T)} log-probs")
         return logprobs_T[start - 1 :]
 
     async def apply(self, version: int, tensors_path: Path) -> float:
@@ -220,14 +193,14 @@ class Engine:
     @property
     def max_model_len(self) -> int:
         """The longest prompt plus response, in tokens."""
-        return self._max_length
+        return self.max_model_len
 
     @property
     def statistics(self) -> EngineStatistics:
         """The engine's counts after its latest step."""
         manager = self._llm.logger_manager
         assert manager is not None  # `_create` adds our gauges, which makes one
-        gauges: EngineGauges = manager.stat_loggers[0]
+        gauges = cast("EngineGauges", manager.stat_loggers[0])
         return EngineStatistics(
             gauges.running, gauges.waiting, gauges.tokens_generated, gauges.preemptions, gauges.kv_cache_usage
         )
@@ -245,6 +218,9 @@ class Engine:
         if self._closing:
             return
         self._closing = True
+        if self._llm.output_handler is not None:  # else it reports the core's planned end as a failure
+            self._llm.output_handler.cancel()
+        self._llm.output_processor.propagate_error(_dead_error())
         await asyncio.to_thread(self._llm.shutdown)
         await asyncio.to_thread(self._home.shutdown)
 
@@ -285,8 +261,10 @@ class Engine:
     def _checked(self, tokens: Tokens | list[int]) -> list[int]:
         """The tokens as vLLM takes them. An id outside the vocabulary can kill the core and every request in it."""
         tokens_T = np.asarray(tokens, dtype=np.int64)
-        if tokens_T.ndim != 1 or not 1 <= len(tokens_T) < self._max_length:
-            raise EngineError(f"a prompt has 1..{self._max_length - 1} tokens, not an array of shape {tokens_T.shape}")
+        if tokens_T.ndim != 1 or not 1 <= len(tokens_T) < self.max_model_len:
+            raise EngineError(
+                f"a prompt has 1..{self.max_model_len - 1} tokens, not an array of shape {tokens_T.shape}"
+            )
         if tokens_T.min() < 0 or tokens_T.max() >= self._vocabulary:
             raise EngineError(
                 f"token ids {tokens_T.min()}..{tokens_T.max()} do not fit a vocabulary of {self._vocabulary}: was the "
@@ -318,63 +296,10 @@ class Engine:
         raise WeightUpdateFailed(f"{what} took longer than {self._settings.control_timeout_s} s")
 
 
-def _create(settings: EngineSettings) -> AsyncLLM:
-    """Start the engine core, blocking. Sets what vLLM reads from the environment, for this process and the core."""
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ[FRONT_PID] = str(os.getpid())
-    if Path(settings.model).is_dir():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def _dead_error() -> Exception:
+    from vllm.v1.engine.exceptions import EngineDeadError
 
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from services.generator.engine_gauges import EngineGauges
-
-    if current_platform.is_cpu():
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        if settings.tensor_parallel_size == 1:
-            # The worker then lives in the core itself: one process less, and the kernel can tie it to this one.
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    atexit.register(gc.collect)  # a closed AsyncLLM sits in a cycle; its __del__ fails once modules are torn down
-    arguments = _arguments(settings, on_cpu=current_platform.is_cpu())
-    return AsyncLLM.from_engine_args(arguments, stat_loggers=[EngineGauges])
-
-
-def _arguments(settings: EngineSettings, *, on_cpu: bool) -> AsyncEngineArgs:
-    from vllm.config import WeightTransferConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    optional: dict[str, Any] = {
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "kv_cache_memory_bytes": settings.kv_cache_bytes,
-    }
-    if on_cpu:
-        optional["kv_cache_memory_bytes"] = settings.kv_cache_bytes or _CPU_KV_CACHE_BYTES
-        optional |= {"enforce_eager": True, "block_size": 32}
-    return AsyncEngineArgs(
-        model=settings.model,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        seed=settings.seed,
-        logprobs_mode="processed_logprobs",
-        worker_extension_cls=_WORKER_EXTENSION,
-        weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
-        disable_log_stats=True,
-        **{name: value for name, value in optional.items() if value is not None},
-    )
-
-
-def _layout_of_model(model: str, *, tied: bool) -> CheckpointLayout | None:
-    """The layout of the weights that the engine started with; None if they are not safetensors."""
-    directory = Path(model)
-    if not directory.is_dir():
-        from huggingface_hub import snapshot_download
-
-        directory = Path(snapshot_download(model, allow_patterns=["*.safetensors"], local_files_only=True))
-    return read_layout(directory, tied=tied) if any(directory.glob("*.safetensors")) else None
+    return EngineDeadError()
 
 
 def _sampling(n: int, temperature: float, max_tokens: int) -> SamplingParams:
@@ -410,15 +335,21 @@ def _completion(output: CompletionOutput, request_id: str) -> Completion:
     if output.finish_reason not in (Finish.STOP, Finish.LENGTH):
         raise EngineError(f"request {request_id} was ended by the engine: {output.finish_reason}")
     tokens_R = np.asarray(output.token_ids, dtype=np.int32)
-    logprobs_R = np.asarray(output.logprobs.logprobs, dtype=np.float32)
+    logprobs_R = _logprobs(output.logprobs, request_id)
     spans = tuple(VersionSpan(int(span.version), span.start, span.end) for span in output.weight_versions or ())
     if len(logprobs_R) != len(tokens_R) or not spans or spans[-1].end != len(tokens_R):
-        raise EngineError(f"request {request_id}: {len(tokens_R)} tokens, {len(logprobs_R)} log-probs, versions {spans}")
-    _require_finite(logprobs_R, request_id)
+        raise EngineError(
+            f"request {request_id}: {len(tokens_R)} tokens, {len(logprobs_R)} log-probs, versions {spans}"
+        )
     return Completion(tokens_R, logprobs_R, spans, Finish(output.finish_reason))
 
 
-def _require_finite(logprobs_T: Logprobs, request_id: str) -> None:
+def _logprobs(container: object, request_id: str) -> Logprobs:
+    from vllm.logprobs import FlatLogprobs
+
+    assert isinstance(container, FlatLogprobs)  # what flat_logprobs=True gives: one entry a position
+    logprobs_T = np.asarray(container.logprobs, dtype=np.float32)
     if not np.isfinite(logprobs_T).all():
         bad = np.flatnonzero(~np.isfinite(logprobs_T))
         raise EngineError(f"request {request_id}: {len(bad)} log-probs are not finite, the first at position {bad[0]}")
+    return logprobs_T

@@ -124,5 +124,5 @@ def _verdict(name: str, options: str, response: str, answer: str) -> Grade | str
     """In a worker: the grade, or what the grader raised instead, as text that any process can read."""
     try:
         return _grader(name, options)(response, answer)
-    except BaseException as error:  # the edge of the grader's process: sys.exit() in a grader must not end the generator
+    except BaseException as error:  # noqa: BLE001 - the edge of its process: a grader's sys.exit() must not end ours
         return f"{type(error).__name__}: {error}"

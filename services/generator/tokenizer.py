@@ -11,6 +11,8 @@ from common.errors import SettingsError
 from common.settings import ModelSettings
 from common.trajectory import Tokens
 
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
 Detokenizer = Callable[[Tokens], str]
 """Response tokens → text, special tokens left out."""
 
@@ -31,8 +33,8 @@ def require_model(model: ModelSettings) -> None:
         raise SettingsError(f"[model] path: {directory} is not a model directory: it has no config.json") from error
     except ValueError as error:
         raise SettingsError(f"[model] path: {directory / 'config.json'} is not JSON: {error}") from error
-    if not any(directory.glob("*.safetensors")):
-        raise SettingsError(f"[model] path: {directory} holds no *.safetensors file: save the model's weights there")
+    if not any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
+        raise SettingsError(f"[model] path: {directory} has no weights ({', '.join(_WEIGHTS)}): save them there")
     longest = config.get("max_position_embeddings")
     if longest and model.max_model_len and model.max_model_len > longest:
         raise SettingsError(
@@ -49,6 +51,8 @@ def open_detokenizer(model: ModelSettings) -> Detokenizer:
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(
-            f"[model] path: {model.path} has no tokenizer that can be read ({reason}): save the tokenizer beside the model"
+            f"[model] path: {model.path} has no tokenizer that can be read ({reason}): save one beside the model"
         ) from error
-    return lambda tokens: tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return lambda tokens: tokenizer.decode(
+        tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.trajectory import (
     Demonstration,
@@ -36,11 +35,11 @@ class Opening:
     @property
     def tokens(self) -> Tokens:
         """Exactly the ids that the policy continues."""
-        return _joined(np.int32, self.prompt, self.hint)
+        return _tokens(self.prompt, self.hint)
 
     def response(self, completion: Completion) -> Tokens:
         """Hint and continuation."""
-        return _joined(np.int32, self.hint, completion.tokens)
+        return _tokens(self.hint, completion.tokens)
 
 
 def opening(request: Request, hint_length: int) -> Opening:
@@ -57,12 +56,12 @@ def sampled(start: Opening, completion: Completion, grade: Grade) -> Trajectory:
     prompt, hint, length = len(start.prompt), len(start.hint), len(completion.tokens)
     expert = None
     if start.hint_expert_logprobs is not None:
-        expert = _joined(np.float32, _zeros(prompt), start.hint_expert_logprobs, _zeros(length))
+        expert = _logprobs(_zeros(prompt), start.hint_expert_logprobs, _zeros(length))
     shift = prompt + hint
     return Trajectory(
-        tokens=_joined(np.int32, start.tokens, completion.tokens),
+        tokens=_tokens(start.tokens, completion.tokens),
         sources=_sources((Source.PROMPT, prompt), (Source.HINT, hint), (Source.POLICY, length)),
-        behaviour_logprobs=_joined(np.float32, _zeros(shift), completion.logprobs),
+        behaviour_logprobs=_logprobs(_zeros(shift), completion.logprobs),
         expert_logprobs=expert,
         versions=tuple(VersionSpan(s.version, s.start + shift, s.end + shift) for s in completion.versions),
         finish=Finish(completion.finish),
@@ -76,10 +75,10 @@ def demonstrated(prompt: Tokens, demonstration: Demonstration, grade: Grade) -> 
     length = len(demonstration.tokens)
     expert = demonstration.expert_logprobs
     return Trajectory(
-        tokens=_joined(np.int32, prompt, demonstration.tokens),
+        tokens=_tokens(prompt, demonstration.tokens),
         sources=_sources((Source.PROMPT, len(prompt)), (Source.DEMONSTRATION, length)),
         behaviour_logprobs=_zeros(len(prompt) + length),
-        expert_logprobs=None if expert is None else _joined(np.float32, _zeros(len(prompt)), expert),
+        expert_logprobs=None if expert is None else _logprobs(_zeros(len(prompt)), expert),
         finish=Finish.DEMONSTRATION,
         reward=grade.reward,
         reward_parts=grade.parts,
@@ -94,5 +93,9 @@ def _zeros(count: int) -> Logprobs:
     return np.zeros(count, np.float32)
 
 
-def _joined(dtype: type[np.generic], *parts: NDArray[np.generic]) -> NDArray[np.generic]:
-    return np.concatenate(parts).astype(dtype, copy=False)
+def _tokens(*parts: Tokens) -> Tokens:
+    return np.concatenate(parts).astype(np.int32, copy=False)
+
+
+def _logprobs(*parts: Logprobs) -> Logprobs:
+    return np.concatenate(parts).astype(np.float32, copy=False)

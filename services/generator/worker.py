@@ -26,14 +26,15 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from services.generator.engine import FRONT_PID, WEIGHT_BACKEND, PayloadKind
+from services.generator.engine import PayloadKind
+from services.generator.engine_settings import FRONT_PID, WEIGHT_BACKEND
 
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class WeightPayload(WeightTransferUpdateInfo):
-    """What one update brings. kind: how `path` is to be read. path: a file that every worker of this engine can open."""
+    """What one update brings. kind: how `path` is to be read. path: a file that every worker of the engine can open."""
 
     kind: str
     path: str
@@ -71,7 +72,7 @@ class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayl
     def _load_anchor(self, path: str) -> None:
         initialize_layerwise_reload(self.model)
         try:
-            self.model.load_weights(_tensors(path))
+            self.model.load_weights(_tensors(path))  # pyright: ignore[reportCallIssue] (every served model has it)
         finally:
             # Also after a failure: a layer left half open would count the next update's tensors on top of these.
             finalize_layerwise_reload(self.model, self.model_config)

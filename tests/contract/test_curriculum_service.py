@@ -44,7 +44,12 @@ nll = true
 name = "heldout"
 path = "heldout.jsonl"
 """
-LIVE = {"groups_per_step": 2, "max_staleness": 1, "sampling": {"max_response_tokens": 16}, "algorithm": {"kind": "grpo"}}
+LIVE = {
+    "groups_per_step": 2,
+    "max_staleness": 1,
+    "sampling": {"max_response_tokens": 16},
+    "algorithm": {"kind": "grpo"},
+}
 LUFFY = {**LIVE, "algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
 TEST = Author("test", "test")
 
@@ -90,7 +95,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, redis_server: RedisProcess, client: Callable[[], Redis], monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(
+    tmp_path: Path, redis_server: RedisProcess, client: Callable[[], Redis], monkeypatch: pytest.MonkeyPatch
+) -> Bench:
     monkeypatch.setenv("REDIS_URL", redis_server.url)
     write_tokenizer(tmp_path / "model")
     rows = [{"prompt": f"{i}+1=", "answer": str(i + 1), "demonstration": f"a;#{i + 1}"} for i in range(9)]

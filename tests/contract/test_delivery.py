@@ -141,9 +141,7 @@ async def test_a_frozen_redis_is_noticed_in_seconds_and_a_stop_is_honoured(
         await asyncio.wait_for(waiting, connection.SOCKET_TIMEOUT_S + 3)
 
 
-async def test_an_entry_without_a_payload_is_still_an_entry(
-    delivery: Delivery, client: Callable[[], Redis]
-) -> None:
+async def test_an_entry_without_a_payload_is_still_an_entry(delivery: Delivery, client: Callable[[], Redis]) -> None:
     await client().xadd(delivery.requests.key, {"junk": "1"})
     [entry] = await delivery.requests.take("g", 10, 10)
     assert entry == Entry(entry.entry_id, b"")

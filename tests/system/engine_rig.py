@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.generator.engine import Completion
 
-# Importing vLLM imports parts of torch that torch itself deprecates, and vLLM leaves its ZeroMQ contexts to the collector.
+# Importing vLLM imports parts of torch that torch deprecates, and vLLM leaves its ZeroMQ contexts to the collector.
 ENGINE_MARKS = [
     pytest.mark.engine,
     pytest.mark.timeout(300),

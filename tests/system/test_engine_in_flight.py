@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.system.engine_rig import ENGINE_MARKS, EOS, LoopThread, PublishedLlama
 from safetensors.torch import save_file
 
 from common.trajectory import Finish
 from services.generator.engine import Completion, Engine, EngineError, EngineSettings, WeightUpdateFailed
+from tests.system.engine_rig import ENGINE_MARKS, EOS, LoopThread, PublishedLlama
 
 pytestmark = ENGINE_MARKS
 TOLERANCE = 1e-4

@@ -155,5 +155,5 @@ def test_a_missing_file_column_or_row_is_one_sentence(tmp_path: Path) -> None:
         read_rows(write_jsonl(tmp_path / "d.jsonl", {"prompt": "a", "demonstration": "x"}))
     with pytest.raises(SettingsError, match=r"empty|cannot be loaded"):
         read_rows(write_jsonl(tmp_path / "e.jsonl"))
-    with pytest.raises(SettingsError, match="row 1 .* cannot be used"):
+    with pytest.raises(SettingsError, match=r"row 1 .* cannot be used"):
         read_rows(write_jsonl(tmp_path / "f.jsonl", {"prompt": "", "answer": "1", "demonstration": "x"}))

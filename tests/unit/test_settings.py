@@ -65,7 +65,7 @@ def test_what_is_wrong_is_said_with_its_key(tmp_path: Path, before: str, after: 
 
 
 def test_a_missing_run_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="absent.toml"):
+    with pytest.raises(SettingsError, match=r"absent\.toml"):
         load_run(tmp_path / "absent.toml")
 
 

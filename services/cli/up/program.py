@@ -37,6 +37,7 @@ class Child:
         program.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with program.log.open("ab") as log:
+                self.log_start = log.tell()
                 self._process = subprocess.Popen(
                     program.command,
                     env=dict(program.environment),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -91,4 +92,5 @@ def scenario_problems(scenario: Scenario, live: LiveConfig, max_steps: int | Non
 
 def curl(url: str, patch: Json) -> str:
     """The shell command that makes the same change."""
-    return f"curl -X PATCH {url}/v1/config --json '{json.dumps(patch, ensure_ascii=False)}'"
+    body = shlex.quote(json.dumps(patch, ensure_ascii=False))
+    return f"curl -X PATCH {url}/v1/config -H 'Content-Type: application/merge-patch+json' -d {body}"

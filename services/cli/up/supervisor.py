@@ -47,10 +47,12 @@ class Change:
 
 
 class GaveUp(TributaryError):
-    """A program cannot be kept running. `program` says whose log to look at."""
+    """A program cannot be kept running. Its last words stand in its log after byte `log_start`."""
 
-    def __init__(self, program: Program, sentence: str) -> None:
-        self.program = program
+    def __init__(self, child: Child, sentence: str, *, unusable: bool = False) -> None:
+        self.program = child.program
+        self.log_start = child.log_start
+        self.unusable = unusable
         super().__init__(sentence)
 
 
@@ -159,9 +161,9 @@ class Supervisor:
         deaths.record(self._clock(), child.ready)
         self._tell(Change(program, State.DIED, describe_exit(code)))
         if code == UNUSABLE_SETTINGS:
-            raise GaveUp(program, f"{program.name} cannot use its settings")
+            raise GaveUp(child, f"{program.name} cannot use its settings", unusable=True)
         if deaths.verdict:
-            raise GaveUp(program, f"{program.name} is given up: {deaths.verdict} (last: {describe_exit(code)})")
+            raise GaveUp(child, f"{program.name} is given up: {deaths.verdict} (last: {describe_exit(code)})")
         self._due_s[program.name] = self._clock() + deaths.wait_s
 
     def _restart_if_due(self, name: str, program: Program) -> None:

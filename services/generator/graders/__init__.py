@@ -39,8 +39,8 @@ def _find(name: str, reference: str) -> Callable[..., Any]:
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):
         raise SettingsError(
-            f"[grader] name: there is no grader {name!r}: choose one of {', '.join(sorted(KNOWN))}, or name your own as "
-            "module:function"
+            f"[grader] name: there is no grader {name!r}: choose one of {', '.join(sorted(KNOWN))}, or name your own "
+            "as module:function"
         )
     try:
         found = getattr(importlib.import_module(module_name), attribute)
@@ -58,7 +58,8 @@ def _find(name: str, reference: str) -> Callable[..., Any]:
 def _configured(name: str, found: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[str, str], Any]:
     try:
         if inspect.isclass(found):
-            return found(**options)
+            made: Any = found(**options)
+            return made
         inspect.signature(found).bind("response", "answer", **options)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))

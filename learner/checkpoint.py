@@ -1,0 +1,138 @@
+"""Checkpoints: all that the learner needs to go on as if it had never stopped, in directories that are whole or skipped.
+
+    step-000120/  model.safetensors  optimizer.safetensors  generators.safetensors  checkpoint.json
+
+checkpoint.json is written last and holds the digests of the others. Nothing is executed on reading.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.weights import file_digest
+from learner.durable import appearing, sweep
+from learner.trainer import TensorFiles
+
+_SCHEMA = 1
+_RECORD = "checkpoint.json"
+_DAMAGED = ".damaged"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the learner is. version: held. updates: optimiser updates; unpublished: those since the last publication.
+
+    seen: consumed group ids. unacknowledged: stream entries whose effect this checkpoint contains. step_of: pairs of
+    version and step; published: steps of publications (see Lineage).
+    """
+
+    step: int
+    version: int
+    revision: int
+    updates: int
+    unpublished: int
+    seen: tuple[str, ...]
+    unacknowledged: tuple[str, ...]
+    step_of: tuple[tuple[int, int], ...]
+    published: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """Progress, and the trainer's tensors by file name without suffix."""
+
+    progress: Progress
+    tensors: TensorFiles
+
+
+class Damaged(Exception):  # noqa: N818 - it names the state of a directory
+    """A checkpoint directory is incomplete or altered."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run; the newest `keep` are kept."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self._directory = directory
+        self._keep = keep
+
+    def commit(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and remove the oldest. NotWritten if the disk does not take it; older ones are intact."""
+        target = self._directory / f"step-{checkpoint.progress.step:06d}"
+        with appearing(target) as directory:
+            files: dict[str, tuple[int, str]] = {}
+            for name, tensors in checkpoint.tensors.items():
+                path = directory / f"{name}.safetensors"
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+                files[path.name] = (path.stat().st_size, file_digest(path))
+            record = {"schema": _SCHEMA, "progress": asdict(checkpoint.progress), "files": files}
+            (directory / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        for old in self._directories()[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def newest(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint; None if there is none. A damaged one is said, and set aside."""
+        sweep(self._directory)
+        for directory in reversed(self._directories()):
+            try:
+                return _read(directory)
+            except Damaged as error:
+                log.warning(f"the checkpoint {directory} is damaged and is skipped: {error}")
+                _set_aside(directory)
+        return None
+
+    def _directories(self) -> list[Path]:
+        """Committed checkpoints, oldest first."""
+        found = [p for p in self._directory.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _set_aside(directory: Path) -> None:
+    """Rename a damaged directory, so that it neither counts among those kept nor blocks a new one of its name."""
+    aside = directory.with_name(directory.name + _DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):  # a directory that cannot be renamed is skipped again next time
+        directory.rename(aside)
+
+
+def _read(directory: Path) -> Checkpoint:
+    try:
+        record = cast(dict[str, Any], json.loads((directory / _RECORD).read_text(encoding="utf-8")))
+        if record["schema"] > _SCHEMA:
+            raise Damaged(f"its schema is {record['schema']}, this program reads up to {_SCHEMA}")
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, (size, digest) in record["files"].items():
+            path = directory / name
+            if path.stat().st_size != size or file_digest(path) != digest:
+                raise Damaged(f"{name} does not match its digest")
+            tensors[path.stem] = load_file(path)
+        return Checkpoint(_progress(record["progress"]), tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _progress(fields: dict[str, Any]) -> Progress:
+    return Progress(
+        step=int(fields["step"]),
+        version=int(fields["version"]),
+        revision=int(fields["revision"]),
+        updates=int(fields["updates"]),
+        unpublished=int(fields["unpublished"]),
+        seen=tuple(fields["seen"]),
+        unacknowledged=tuple(fields["unacknowledged"]),
+        step_of=tuple((int(version), int(step)) for version, step in fields["step_of"]),
+        published=tuple(int(step) for step in fields["published"]),
+    )

@@ -1,0 +1,108 @@
+"""Gathering: the groups of one step, in stream order, without the stale and the repeated ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from common.config.live import LiveConfig
+from common.config.store import Revision
+from common.metrics import LearnerMetrics
+from common.process import Process
+from common.trajectory import Group
+from learner.intake import Arrival, Intake
+from learner.revisions import Revisions
+from learner.standing import Standing
+
+_POLL_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step is made of, and under which revision. dropped: stale groups left out; wait_s: time without groups."""
+
+    revision: Revision
+    arrivals: tuple[Arrival, ...]
+    dropped: int
+    wait_s: float
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups, in stream order."""
+        return [arrival.group for arrival in self.arrivals]
+
+
+class Gathering:
+    """Takes groups from the intake and judges each: train on it, or drop it, counted and entered in the ledger."""
+
+    def __init__(self, process: Process, intake: Intake, standing: Standing, metrics: LearnerMetrics) -> None:
+        self._process = process
+        self._intake = intake
+        self._standing = standing
+        self._metrics = metrics
+        self._revisions = Revisions(process)
+
+    async def collect(self, step: int) -> Batch | None:
+        """The groups of step `step`; None if the process was told to stop before they were there.
+
+        The revision is read after the last group has come: a change applies to the very next step.
+        """
+        started_s = time.monotonic()
+        taken: list[Arrival] = []
+        dropped = number = 0
+        while not self._process.stop.is_set():
+            self._process.beat()
+            revision = await self._revisions.first(step)
+            if revision is None:
+                break
+            if revision.number != number:  # other sizes, other bounds: judge again
+                self._intake.put_back(taken)
+                taken, number = [], revision.number
+                self._intake.ahead = revision.live.groups_per_step
+            stale = await self._fill(taken, revision.live)
+            dropped += stale
+            if len(taken) < revision.live.groups_per_step:
+                self._process.details["waiting"] = True
+                await self._idle()
+            elif not stale:  # returning credit takes time, in which the revision may have changed
+                self._process.details["waiting"] = False
+                return Batch(revision, tuple(taken), dropped, time.monotonic() - started_s)
+        self._intake.put_back(taken)
+        return None
+
+    async def _fill(self, taken: list[Arrival], live: LiveConfig) -> int:
+        """Add what is ready to `taken`, up to one step's groups; returns how many stale ones were dropped."""
+        stale: list[str] = []
+        ids = {arrival.group.group_id for arrival in taken}
+        while len(taken) < live.groups_per_step:
+            arrival = self._intake.take()
+            if arrival is None:
+                break
+            group_id, oldest = arrival.group.group_id, arrival.group.oldest_version
+            if group_id in ids or self._standing.ledger.has_seen(group_id):
+                self._metrics.repeated.inc()
+                self._standing.ledger.consume(arrival)
+            elif oldest is not None and self._standing.lineage.staleness(oldest) > live.max_staleness:
+                self._metrics.stale.inc()
+                self._standing.ledger.consume(arrival)
+                stale.append(group_id)
+            else:
+                ids.add(group_id)
+                taken.append(arrival)
+        if stale:
+            log.info("stale groups were dropped", extra={"groups": len(stale)})
+            await self._process.patiently("return credit", lambda: self._process.delivery.settle(stale))
+        return len(stale)
+
+    async def _idle(self) -> None:
+        """Wait until a group is ready, the process is told to stop, or it is time to look for a new revision."""
+        waits = [asyncio.ensure_future(self._intake.wait()), asyncio.ensure_future(self._process.stop.wait())]
+        try:
+            await asyncio.wait(waits, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()

@@ -1,0 +1,226 @@
+"""The learner's loop: take, step, publish, acknowledge."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+from common.errors import RedisUnavailable, TributaryError, WeightsError
+from common.events import EventKind
+from common.metrics import LearnerMetrics
+from common.process import Process
+from common.streams import Entry
+from common.wire import encode_group
+from learner.archive import Archive
+from learner.compute import ComputeThread
+from learner.durable import NotWritten
+from learner.gathering import Batch, Gathering
+from learner.intake import Intake, quarantine
+from learner.model import publication_dtype, published_weights
+from learner.publisher import Publisher
+from learner.record import Material, StepRecord, Timeline
+from learner.standing import Standing
+from learner.storage_notices import StorageNotices
+from learner.trainer import Abandoned, StepOutcome, Trainer, Verdict
+from learner.weight_store import Origin, WeightStore
+
+_NOT_FINITE_LIMIT = 3
+_LINEAGE_READ = 200
+_RETRY_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(TributaryError):
+    """Several steps in a row had a loss or gradient that is not finite."""
+
+
+class Learner:
+    """One learner from its checkpoint, if there is one, to its last step or until it is told to stop."""
+
+    def __init__(self, process: Process, compute: ComputeThread, trainer: Trainer, intake: Intake) -> None:
+        self._process = process
+        self._compute = compute
+        self._trainer = trainer
+        self._intake = intake
+        self._metrics = LearnerMetrics(process.registry)
+        self._standing = Standing()
+        self._archive = Archive(process, compute, trainer, self._metrics)
+        self._publisher = Publisher(process, WeightStore(process.settings.weights_directory))
+        self._notices = StorageNotices(process)
+        self._not_finite = 0
+        self._limit = process.settings.learner.max_steps
+
+    async def run(self) -> int:
+        """Train; the exit code."""
+        try:
+            await self._resume()
+            self._intake.start()
+            await self._train()
+            if self._is_complete and not self._process.stop.is_set():
+                return await self._finish()
+        except RedisUnavailable:  # told to stop while Redis was away: what is on disk needs no Redis
+            if not self._process.stop.is_set():
+                raise
+        finally:
+            await self._intake.close()
+        return await self._leave()
+
+    @property
+    def _is_complete(self) -> bool:
+        return self._limit is not None and self._standing.step >= self._limit
+
+    async def _resume(self) -> None:
+        """Restore the newest checkpoint; generators then get its weights under a new number."""
+        standing = self._standing
+        restored = await self._archive.restore(standing)
+        announced = await self._publisher.recent(_LINEAGE_READ)
+        for manifest in announced:
+            standing.lineage.note(manifest.version, manifest.step)
+        # Weights that were published and never saved are in use by generators, and lost here.
+        standing.owes_version = restored or bool(announced)
+        self._process.state = "running"
+        self._show()
+        if self._is_complete:
+            log.info("nothing is left to train", extra={"step": standing.step, "max_steps": self._limit})
+        if standing.owes_version:
+            await self._publish(again=True)
+
+    async def _train(self) -> None:
+        """Step after step, until the last one or until told to stop."""
+        gathering = Gathering(self._process, self._intake, self._standing, self._metrics)
+        while not self._is_complete:
+            batch = await gathering.collect(self._standing.step + 1)
+            if batch is None:
+                return
+            await self._step(batch)
+
+    async def _step(self, batch: Batch) -> None:
+        started_s = time.monotonic()
+        live = batch.revision.live
+        material = Material.of(batch.groups, self._standing.lineage)
+        try:
+            outcome = await self._compute.run(lambda: self._trainer.step(live, batch.groups, self._compute.heed))
+        except Abandoned as reason:
+            log.warning(str(reason), extra={"step": self._standing.step + 1})
+            return
+        self._enter(batch, outcome)
+        await self._release(batch, outcome)
+        publish_s = await self._publish_if_due(live.publish_every)
+        record = StepRecord(
+            step=self._standing.step,
+            revision=batch.revision.number,
+            version=self._process.version,
+            algorithm=live.algorithm.kind,
+            hints=live.hints.kind,
+            material=material,
+            outcome=outcome,
+            stale_dropped=batch.dropped,
+            timeline=Timeline(batch.wait_s, publish_s, batch.wait_s + time.monotonic() - started_s),
+        )
+        record.measure(self._metrics)
+        self._show(record)
+        await self._process.tell(EventKind.STEP, record.event())
+        if self._not_finite >= _NOT_FINITE_LIMIT:
+            raise Diverged(
+                f"{self._not_finite} steps in a row had a loss or gradient that is not finite: lower the learning rate or "
+                f"choose another algorithm, then start again from the checkpoint of step {self._standing.saved_step or 0}"
+            )
+        if self._archive.is_due(self._standing):
+            await self._archive.commit(self._standing)
+            self._show(record)
+
+    def _enter(self, batch: Batch, outcome: StepOutcome) -> None:
+        """Note a step. Nothing is awaited here: a checkpoint sees the whole step or nothing of it."""
+        standing = self._standing
+        standing.step += 1
+        if outcome.verdict is Verdict.NOT_FINITE:
+            self._not_finite += 1
+            return
+        self._not_finite = 0
+        standing.unpublished += outcome.verdict is Verdict.UPDATED
+        for arrival in batch.arrivals:
+            standing.ledger.consume(arrival)
+
+    async def _release(self, batch: Batch, outcome: StepOutcome) -> None:
+        """Return the credit of the groups; those of a step that was not finite go to quarantine."""
+        if outcome.verdict is not Verdict.NOT_FINITE:
+            ids = [arrival.group.group_id for arrival in batch.arrivals]
+            await self._process.patiently("return credit", lambda: self._process.delivery.settle(ids))
+            return
+        reason = f"loss or gradient of step {self._standing.step} was not finite (gradient norm {outcome.grad_norm})"
+        log.error(reason)
+        for arrival in batch.arrivals:
+            entry = Entry(arrival.entry_id, encode_group(arrival.group))
+            await quarantine(self._process, entry, reason, arrival.group.group_id)
+
+    async def _publish_if_due(self, publish_every: int) -> float:
+        """Publish when enough updates have gathered, or when a version is owed; the seconds it took."""
+        started_s = time.monotonic()
+        if self._standing.unpublished >= publish_every or self._standing.owes_version:
+            await self._publish()
+        return time.monotonic() - started_s
+
+    async def _publish(self, *, again: bool = False) -> bool:
+        """Publish the weights as they are, or once `again` after a restore. False if the disk did not take them."""
+        standing, started_s = self._standing, time.monotonic()
+        dtype = publication_dtype(self._process.settings.model.dtype, self._trainer.device)
+        weights = await self._compute.run(lambda: published_weights(self._trainer.model, dtype))
+        try:
+            manifest = await self._publisher.publish(weights, Origin(standing.step, self._process.revision))
+        except (NotWritten, WeightsError) as error:
+            await self._notices.failed("weight version", error)
+            return False
+        standing.published(manifest.version, again=again)
+        self._metrics.published.inc()
+        self._metrics.published_bytes.inc(manifest.bytes)
+        await self._notices.worked("weight version")
+        await self._publisher.conclude(manifest, time.monotonic() - started_s)
+        return True
+
+    async def _finish(self) -> int:
+        """The last step is done: publish and save what is not yet, and say so. Tried until it works or we must stop."""
+        process, standing = self._process, self._standing
+        while not await self._settle_last():
+            process.beat()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.stop.wait(), _RETRY_S)
+                return 1
+        version = process.version
+        await process.patiently("tell the end", lambda: self._tell_finished(version))
+        text = f"training is complete: step {standing.step}, weight version {version}"
+        log.info(text)
+        await process.tell(EventKind.NOTICE, {"text": text})
+        return 0
+
+    async def _settle_last(self) -> bool:
+        """Whether nothing is left to publish or to save."""
+        standing = self._standing
+        if (standing.unpublished or standing.owes_version) and not await self._publish():
+            return False
+        return not standing.has_news or await self._archive.commit(standing)
+
+    async def _tell_finished(self, version: int) -> None:
+        await self._process.redis.hset(self._process.keys.facts, "finished", str(version))  # pyright: ignore
+
+    async def _leave(self) -> int:
+        """Told to stop: save what is not saved."""
+        try:
+            if self._standing.has_news:
+                await self._archive.commit(self._standing)
+        except RedisUnavailable as error:
+            log.warning(str(error))
+        return 0
+
+    def _show(self, record: StepRecord | None = None) -> None:
+        """Put the state into the heartbeat."""
+        self._process.details.update(
+            step=self._standing.step,
+            max_steps=self._limit,
+            checkpoint_step=self._standing.saved_step or 0,
+            waiting=record is None,
+            tokens_per_s=record.tokens_per_s if record else 0.0,
+            staleness=(record.material.staleness or 0.0) if record else 0.0,
+        )

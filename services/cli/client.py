@@ -1,0 +1,147 @@
+"""The client of the control plane: its HTTP API as a handful of calls, each with a timeout and a readable failure."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+from common.errors import TributaryError
+from common.events import Event, EventKind
+
+Json = dict[str, Any]
+TOKEN_VARIABLE = "TRIBUTARY_TOKEN"
+TIMEOUT_S = 10.0
+_RECONNECT_S = 1.0
+_SILENCE_S = 20.0
+"""The event feed says something every 5 s; when it has said nothing for this long, the line is dead."""
+_REFUSALS = (400, 412, 413, 415, 422)
+
+
+class ControlUnreachable(TributaryError):
+    """The control plane does not answer, or not as one."""
+
+
+class Refused(TributaryError):
+    """The control plane says no to what was asked, and why."""
+
+    def __init__(self, status: int, sentence: str, problem: Json) -> None:
+        self.status = status
+        self.problem = problem
+        super().__init__(sentence)
+
+    @property
+    def is_our_fault(self) -> bool:
+        """Whether asking differently would help."""
+        return self.status in _REFUSALS
+
+
+class ControlClient:
+    """Calls of one control plane. `transport` is for tests."""
+
+    def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=_headers(), transport=transport)
+
+    def status(self) -> Json:
+        """Asked and in force, processes, rates, backlog."""
+        return self._call("GET", "/v1/status")
+
+    def config(self) -> Json:
+        """The current revision, its configuration under "config"."""
+        return self._call("GET", "/v1/config")
+
+    def revisions(self, limit: int = 1000) -> list[Json]:
+        """The newest revisions, newest first."""
+        return self._call("GET", "/v1/config/revisions", params={"limit": limit})["revisions"]
+
+    def patch(self, patch: Json, *, reason: str = "", author: str | None = None, expected: int | None = None) -> Json:
+        """Change the live configuration by a JSON merge patch. expected: only if this revision is current."""
+        headers = {"Content-Type": "application/merge-patch+json", "X-Tributary-Author": author or whoami()}
+        if expected is not None:
+            headers["If-Match"] = f'"{expected}"'
+        params = {"reason": reason} if reason else {}
+        return self._call("PATCH", "/v1/config", params=params, headers=headers, content=json.dumps(patch).encode())
+
+    def roll_back(self, revision: int, *, reason: str = "") -> Json:
+        """Make the configuration of an earlier revision current again."""
+        headers = {"X-Tributary-Author": whoami()}
+        params = {"reason": reason} if reason else {}
+        return self._call("POST", "/v1/config/rollback", params=params, headers=headers, json={"revision": revision})
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Json:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx.TimeoutException as error:
+            raise ControlUnreachable(
+                f"the control plane at {self.url} did not answer within {TIMEOUT_S:.0f} s: see `tributary status`, or its log"
+            ) from error
+        except httpx.HTTPError as error:
+            raise ControlUnreachable(
+                f"the control plane at {self.url} cannot be reached ({error}): is the run up, and the address right?"
+            ) from error
+        except httpx.InvalidURL as error:
+            raise ControlUnreachable(f"{self.url!r} is not an address ({error}): it looks like http://host:port") from error
+        return _document(response, self.url)
+
+
+def _document(response: httpx.Response, url: str) -> Json:
+    """The JSON object of an answer; Refused if it is a problem."""
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ControlUnreachable(f"what answers at {url} is no Tributary control plane: correct the address")
+    if response.is_error:
+        raise Refused(response.status_code, str(document.get("detail", response.reason_phrase)), document)
+    return document
+
+
+def whoami() -> str:
+    """Who asks for a change, as the history shows it."""
+    with suppress(KeyError, OSError):
+        name = getpass.getuser()
+        if name.isascii() and name.isprintable():
+            return name[:64]
+    return "operator"
+
+
+def _headers() -> dict[str, str]:
+    token = os.environ.get(TOKEN_VARIABLE)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+async def follow(where: Callable[[], str], transport: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Event]:
+    """Every event of a run from its beginning, then as they happen. Survives restarts of the control plane.
+
+    where: the control plane's address, asked anew for every connection; "" while it has none.
+    """
+    last = "0"
+    limits = httpx.Timeout(TIMEOUT_S, read=_SILENCE_S)
+    async with httpx.AsyncClient(timeout=limits, headers=_headers(), transport=transport) as http:
+        while True:
+            with suppress(httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError):
+                if url := where():
+                    async with http.stream("GET", f"{url}/v1/events", params={"after": last}) as response:
+                        response.raise_for_status()
+                        async for line in response.aiter_lines():
+                            if line.startswith("data:"):
+                                document = json.loads(line[5:])
+                                last = document["id"]
+                                yield _event(document)
+            await asyncio.sleep(_RECONNECT_S)
+
+
+def _event(document: Json) -> Event:
+    return Event(document["id"], EventKind(document["kind"]), float(document["at_s"]), document["data"])

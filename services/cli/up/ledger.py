@@ -1,0 +1,75 @@
+"""What `up` reads and writes in the run's Redis: facts, heartbeats, and events about the processes it starts."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from common.events import Event, EventKind, EventLog
+from common.keys import Keys
+
+_BATCH = 5000
+_OF_A_SESSION = ("finished", "evaluated", "dashboard")
+
+
+class Ledger:
+    """The part of a run's Redis that concerns `up`. While Redis is away, reading yields nothing and writing waits."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._events = EventLog(redis, keys)
+        self._unwritten: list[tuple[dict[str, Any], float]] = []
+
+    async def holds_a_run(self) -> bool:
+        """Whether Redis has anything of a run with this name."""
+        return bool(await self._redis.exists(self._keys.config, self._keys.curriculum, self._keys.events))
+
+    async def erase(self) -> int:
+        """Delete everything of the run and return how many keys that were."""
+        names = [key async for key in self._redis.scan_iter(match=self._keys.config.removesuffix("config") + "*", count=1000)]
+        return int(await self._redis.unlink(*names)) if names else 0
+
+    async def begin(self) -> None:
+        """Forget what only concerned an earlier session: its processes, and that it had finished."""
+        await self._redis.hdel(self._keys.facts, *_OF_A_SESSION)  # pyright: ignore
+        await self._redis.delete(self._keys.processes)
+
+    async def facts(self) -> dict[str, str]:
+        """The facts of the run."""
+        with suppress(RedisError, OSError):
+            known = await self._redis.hgetall(self._keys.facts)  # pyright: ignore
+            return {key.decode(): value.decode() for key, value in known.items()}
+        return {}
+
+    async def ready(self) -> dict[str, int]:
+        """The processes that say that they work, with their ids."""
+        with suppress(RedisError, OSError):
+            beats = await self._redis.hvals(self._keys.processes)  # pyright: ignore
+            told = [json.loads(beat) for beat in beats]
+            return {str(beat["name"]): int(beat["pid"]) for beat in told if beat.get("state") == "running"}
+        return {}
+
+    def note(self, name: str, role: str, state: str, at_s: float) -> None:
+        """Put a process event down; `write` sends it."""
+        self._unwritten.append(({"name": name, "role": role, "state": state}, at_s))
+
+    async def write(self) -> None:
+        """Write down what was noted, as far as Redis is there."""
+        with suppress(RedisError, OSError):
+            while self._unwritten:
+                data, at_s = self._unwritten[0]
+                await self._events.append(EventKind.PROCESS, data, at_s=at_s)
+                self._unwritten.pop(0)
+
+    async def events(self) -> list[Event]:
+        """Every event that is kept of the run."""
+        found: list[Event] = []
+        with suppress(RedisError, OSError):
+            while batch := await self._events.read(found[-1].event_id if found else "0", _BATCH):
+                found += batch
+        return found

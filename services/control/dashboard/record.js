@@ -1,0 +1,75 @@
+// The record of a run, as plots need it: points {step, at, value} per line, taken from events, and where revisions took force.
+
+const RATE_WINDOW_S = 6;
+const MOST_POINTS = 20_000;
+
+export class RunRecord {
+  constructor() {
+    this.lines = new Map();
+    this.marks = new Map();
+    this.rates = new Map();
+    this.step = 0;
+  }
+
+  // The points of one line of one chart; lines appear as soon as they have a point.
+  add(chart, line, at, value, step = this.step) {
+    if (value === null || value === undefined || !Number.isFinite(value)) return;
+    if (!this.lines.has(chart)) this.lines.set(chart, new Map());
+    const lines = this.lines.get(chart);
+    if (!lines.has(line)) lines.set(line, []);
+    const points = lines.get(line);
+    points.push({ step, at, value });
+    if (points.length > MOST_POINTS) points.splice(0, points.length - MOST_POINTS);
+  }
+
+  chart(name) {
+    return this.lines.get(name) || new Map();
+  }
+
+  take(event) {
+    if (event.kind === "step") this.#step(event.data, event.at_s);
+    else if (event.kind === "evaluation") this.#evaluation(event.data, event.at_s);
+    else if (event.kind === "generation") this.#generation(event.data, event.at_s);
+    else if (event.kind === "in_force") this.#inForce(event.data, event.at_s);
+  }
+
+  #step(data, at) {
+    this.step = data.step;
+    this.add("reward", "reward", at, data.reward);
+    this.add("entropy", "entropy", at, data.entropy);
+    this.add("staleness", "mean", at, data.staleness);
+    this.add("staleness", "largest", at, data.staleness_max);
+    this.add("rates", "trained", at, data.tokens_per_s);
+    this.add("hints", "hint length", at, data.hint_length);
+    for (const [source, value] of Object.entries(data.ratio || {})) this.add("ratio", source, at, value);
+    for (const [source, value] of Object.entries(data.effective_sample_size || {})) this.add("sample-size", source, at, value);
+  }
+
+  #evaluation(data, at) {
+    const step = data.step ?? this.step;
+    this.add("accuracy", data.dataset, at, data.accuracy, step);
+    if (data.k) this.add("accuracy", `${data.dataset} pass@${data.k}`, at, data.pass_at_k, step);
+    this.add("nll", data.dataset, at, data.nll, step);
+  }
+
+  // Generators report one by one; what is drawn is their sum over what each said in the last seconds.
+  #generation(data, at) {
+    this.rates.set(data.generator, { at, rate: data.tokens_per_s });
+    let total = 0;
+    for (const { at: then, rate } of this.rates.values()) if (at - then <= RATE_WINDOW_S) total += rate;
+    this.add("rates", "generated", at, total);
+  }
+
+  // The learner's mark is what counts: there a revision begins to teach.
+  #inForce(data, at) {
+    if (data.role === "learner" && !this.marks.has(data.revision)) this.marks.set(data.revision, { step: data.step, at });
+  }
+
+  takeHistory(revisions, learners) {
+    for (const { revision, in_force: places } of revisions) {
+      for (const [name, mark] of Object.entries(places)) {
+        if (learners.has(name) && !this.marks.has(revision)) this.marks.set(revision, { step: mark.step ?? 0, at: mark.at_s });
+      }
+    }
+  }
+}

@@ -1,0 +1,60 @@
+"""The feed: the event log as server-sent events, from any id on, until the client or the control plane leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from redis.exceptions import RedisError
+
+from common.connection import is_passing
+from common.events import Event, EventKind
+from services.control.deps import Control
+
+HEARTBEAT_S = 5.0
+_BATCH = 500
+_PAUSE_S = 1.0
+
+
+async def feed(control: Control, after: str, kinds: frozenset[EventKind]) -> AsyncIterator[bytes]:
+    """Events of these kinds after the id `after`. A comment every 5 s shows that the line is alive."""
+    chronicle = control.chronicle
+    chronicle.listeners += 1
+    control.metrics.listeners.set(chronicle.listeners)
+    try:
+        yield b"retry: 1000\n: the events of this run follow\n\n"
+        while not control.stop.is_set():
+            news = chronicle.news  # taken before reading, so that nothing falls between the two
+            try:
+                batch = await control.events.read(after, _BATCH)
+            except (RedisError, OSError) as error:
+                if not is_passing(error):
+                    raise
+                yield b": redis is away\n\n"
+                await _wait(news, _PAUSE_S)
+                continue
+            if batch:
+                after = batch[-1].event_id
+                told = b"".join(_message(event) for event in batch if event.kind in kinds)
+                # An id without data moves the client's place past events that it did not ask for.
+                yield told or f"id: {after}\n\n".encode()
+            elif not await _wait(news, HEARTBEAT_S):
+                yield b": alive\n\n"
+    finally:
+        chronicle.listeners -= 1
+        control.metrics.listeners.set(chronicle.listeners)
+
+
+def _message(event: Event) -> bytes:
+    document = {"id": event.event_id, "kind": event.kind, "at_s": event.at_s, "data": event.data}
+    return f"id: {event.event_id}\nevent: {event.kind}\ndata: {json.dumps(document)}\n\n".encode()
+
+
+async def _wait(news: asyncio.Event, seconds: float) -> bool:
+    """Whether there were news within so many seconds."""
+    try:
+        await asyncio.wait_for(news.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True

@@ -1,0 +1,105 @@
+"""GET /v1/algorithms and /v1/hint-policies: what can be asked for, with papers, needs, defaults and JSON schemas."""
+
+from __future__ import annotations
+
+import inspect
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, ValidationError
+
+from common.config.algorithm import ALGORITHMS, AlgorithmConfig
+from common.config.base import Material
+from common.config.hints import HINT_POLICIES, REMEDIES, HintConfig
+from common.config.live import Json
+from services.control.documents import parse_document
+from services.control.problems import documented
+
+router = APIRouter(prefix="/v1", tags=["catalogue"])
+_PROBLEMS = documented(401, 403)
+
+
+class AlgorithmView(BaseModel):
+    """An algorithm that can be asked for. requires: material without which it learns nothing. accepts: what it can use."""
+
+    kind: str = Field(examples=["luffy"])
+    title: str
+    paper: str
+    summary: str
+    requires: list[Material]
+    accepts: list[Material]
+    defaults: Json = Field(description="the published settings: what the kind alone stands for")
+    json_schema: Json = Field(alias="schema", description="JSON schema of its parameters")
+
+
+class HintPolicyView(BaseModel):
+    """A hint policy that can be asked for. provides: what material its groups hold. suggestion: a valid beginning."""
+
+    kind: str = Field(examples=["fixed"])
+    title: str
+    summary: str
+    provides: list[Material] = Field(description="with the suggestion's parameters")
+    defaults: Json
+    suggestion: Json = Field(description="a document that is valid as it stands")
+    json_schema: Json = Field(alias="schema", description="JSON schema of its parameters")
+
+
+class Algorithms(BaseModel):
+    """Every algorithm."""
+
+    algorithms: list[AlgorithmView]
+
+
+class HintPolicies(BaseModel):
+    """Every hint policy."""
+
+    hint_policies: list[HintPolicyView]
+
+
+@router.get("/algorithms", summary="Every algorithm", responses=_PROBLEMS)
+async def algorithms() -> Algorithms:
+    """What a batch can teach. `curl -s $DASHBOARD/v1/algorithms`."""
+    return Algorithms(algorithms=[_algorithm(a) for a in ALGORITHMS])
+
+
+@router.get("/hint-policies", summary="Every hint policy", responses=_PROBLEMS)
+async def hint_policies() -> HintPolicies:
+    """What the policy can be shown of demonstrations. `curl -s $DASHBOARD/v1/hint-policies`."""
+    return HintPolicies(hint_policies=[_hint_policy(h) for h in HINT_POLICIES])
+
+
+def _algorithm(config: type[AlgorithmConfig]) -> AlgorithmView:
+    return AlgorithmView(
+        kind=config.model_fields["kind"].default,
+        title=config.title,
+        paper=config.paper,
+        summary=inspect.getdoc(config) or "",
+        requires=sorted(config.requires),
+        accepts=sorted(config.accepts),
+        defaults=config.model_construct().model_dump(mode="json"),
+        schema=config.model_json_schema(),
+    )
+
+
+def _hint_policy(config: type[HintConfig]) -> HintPolicyView:
+    suggested = _suggestion(config)
+    return HintPolicyView(
+        kind=config.model_fields["kind"].default,
+        title=config.title,
+        summary=inspect.getdoc(config) or "",
+        provides=sorted(suggested.provides),
+        defaults=config.model_construct().model_dump(mode="json"),
+        suggestion=suggested.model_dump(mode="json"),
+        schema=config.model_json_schema(),
+    )
+
+
+def _suggestion(config: type[HintConfig]) -> HintConfig:
+    """The policy with its defaults; one that has a choice to make, as the remedies suggest it."""
+    try:
+        return config(kind=config.model_fields["kind"].default)
+    except ValidationError:
+        for remedy in REMEDIES.values():
+            document = parse_document(remedy.encode())["hints"]
+            if document["kind"] == config.model_fields["kind"].default:
+                return config.model_validate(document)
+        raise

@@ -1,0 +1,138 @@
+"""GET /v1/events and /v1/series: the event log, as it grows and as rows.
+
+    curl -sN "$DASHBOARD/v1/events?kind=step"
+    curl -s  "$DASHBOARD/v1/series?kind=step&kind=evaluation&newest=true&limit=500"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from common.config.live import Json
+from common.events import Event, EventKind, EventLog
+from services.control.deps import Controlled
+from services.control.feed import feed
+from services.control.problems import Problem, documented
+
+router = APIRouter(prefix="/v1", tags=["events"])
+_MOST_SCANNED = 20_000
+_BATCH = 1000
+_MOST_LISTENERS = 100
+
+EventId = Annotated[str, Query(max_length=41, pattern=r"^\d{1,19}(-\d{1,19})?$", description="id of an event; 0: the start")]
+Kinds = Annotated[list[EventKind] | None, Query(description="only these kinds; all if none is named")]
+
+
+class EventView(BaseModel):
+    """One event. id: grows, and is what `after` and Last-Event-ID take. data: depends on the kind."""
+
+    id: str
+    kind: EventKind
+    at_s: float = Field(description="Unix time in seconds")
+    data: Json
+
+
+class Series(BaseModel):
+    """Events, oldest first. next: pass it as `after` to go on. more: whether there were more already."""
+
+    events: list[EventView]
+    next: str
+    more: bool
+
+
+@router.get("/series", summary="Events as rows", responses=documented(401, 403, 422, 503))
+async def series(
+    control: Controlled,
+    kind: Kinds = None,
+    after: EventId = "0",
+    limit: Annotated[int, Query(ge=1, le=10_000, description="most events in the answer")] = 1000,
+    newest: Annotated[bool, Query(description="the newest events instead of the ones right after `after`")] = False,
+) -> Series:
+    """The history behind a plot: events after an id, or the newest ones, oldest first.
+
+    An answer looks at 20 000 events of the log at most, so it may hold fewer than `limit`: go on while `more` is true.
+
+    `curl -s "$DASHBOARD/v1/series?kind=step&newest=true&limit=500"`
+    """
+    kinds = frozenset(kind or EventKind)
+    if newest:
+        return await _newest(control.events, kinds, after, limit)
+    return await _following(control.events, kinds, after, limit)
+
+
+async def _following(events: EventLog, kinds: frozenset[EventKind], after: str, limit: int) -> Series:
+    rows: list[Event] = []
+    for _ in range(_MOST_SCANNED // _BATCH):
+        batch = await events.read(after, _BATCH)
+        wanted = [e for e in batch if e.kind in kinds]
+        room = limit - len(rows)
+        rows += wanted[:room]
+        if len(wanted) > room:
+            return _series(rows, rows[-1].event_id, more=True)
+        after = batch[-1].event_id if batch else after
+        if len(batch) < _BATCH:
+            return _series(rows, after, more=False)
+    return _series(rows, after, more=True)
+
+
+async def _newest(events: EventLog, kinds: frozenset[EventKind], after: str, limit: int) -> Series:
+    rows: list[Event] = []
+    before, end = "+", after
+    for _ in range(_MOST_SCANNED // _BATCH):
+        batch = await events.read_back(before, _BATCH)
+        if before == "+" and batch:
+            end = max(end, batch[0].event_id, key=_order)
+        fresh = [e for e in batch if _order(e.event_id) > _order(after)]
+        rows += [e for e in fresh if e.kind in kinds]
+        if len(rows) >= limit or len(fresh) < _BATCH:
+            break
+        before = batch[-1].event_id
+    return _series(rows[:limit][::-1], end, more=False)
+
+
+@router.get(
+    "/events",
+    summary="The event feed",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "Server-sent events: `id` the event's id, `event` its kind, `data` {id, kind, at_s, data} as JSON",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **documented(401, 403, 422, 503),
+    },
+)
+async def events(
+    control: Controlled,
+    kind: Kinds = None,
+    after: Annotated[EventId | None, Query(description="begin after this event; without it, with what comes next")] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(alias="Last-Event-ID", pattern=r"^\d{1,19}(-\d{1,19})?$", description="goes before `after`"),
+    ] = None,
+) -> StreamingResponse:
+    """Events as they happen. A client that comes back with Last-Event-ID misses nothing that is kept.
+
+    `curl -sN "$DASHBOARD/v1/events?kind=step&kind=revision"`
+    """
+    if control.chronicle.listeners >= _MOST_LISTENERS:
+        detail = f"{_MOST_LISTENERS} clients follow the events already: close some"
+        raise Problem(503, "too-many-listeners", detail, headers={"Retry-After": "10"})
+    start = last_event_id or after or await control.events.last_id()
+    lines = feed(control, start, frozenset(kind or EventKind))
+    return StreamingResponse(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _series(events: Sequence[Event], following: str, *, more: bool) -> Series:
+    views = [EventView(id=e.event_id, kind=e.kind, at_s=e.at_s, data=e.data) for e in events]
+    return Series(events=views, next=following, more=more)
+
+
+def _order(event_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = event_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

@@ -1,0 +1,40 @@
+"""GET /v1/weights: the weight versions that were announced last. `curl -s $DASHBOARD/v1/weights`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from common.weights import PublicationKind
+from services.control.deps import Controlled
+from services.control.problems import documented
+
+router = APIRouter(prefix="/v1", tags=["state"])
+
+
+class WeightVersion(BaseModel):
+    """One announced weight version. bytes: what a generator fetches."""
+
+    version: int
+    step: int
+    revision: int
+    kind: PublicationKind
+    base: int
+    location: str
+    bytes: int
+    at_s: float
+
+
+class Weights(BaseModel):
+    """Weight versions, newest first."""
+
+    versions: list[WeightVersion]
+
+
+@router.get("/weights", summary="Announced weight versions", responses=documented(401, 403, 422, 503))
+async def weights(control: Controlled, limit: Annotated[int, Query(ge=1, le=200)] = 20) -> Weights:
+    """The versions that were announced last, newest first. `curl -s $DASHBOARD/v1/weights`."""
+    manifests = await control.weights.recent(limit)
+    return Weights(versions=[WeightVersion.model_validate(m, from_attributes=True) for m in manifests])

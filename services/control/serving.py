@@ -1,0 +1,102 @@
+"""Serving: opens the address, makes the run file's configuration the first revision, and answers until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+from redis.exceptions import RedisError
+
+from common.connection import is_passing
+from common.errors import SettingsError
+from common.events import EventKind
+from common.process import Process
+from services.control.app import create_app
+from services.control.census import Census
+from services.control.deps import Control
+from services.control.listening import TOKEN_VARIABLE, Listener, listen
+from services.control.overview import read_processes
+
+_GRACE_S = 1
+_PACE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+async def main(process: Process) -> int:
+    """Serve the control plane of a run. 2 if its address cannot be used, 0 when it was told to stop."""
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    address = process.settings.control
+    try:
+        listener = listen(address.host, address.port, guarded=token is not None)
+    except SettingsError as error:
+        process.trouble = str(error)
+        print(f"control: {error}", file=sys.stderr)
+        return 2
+    control = Control.of(process)
+    await process.patiently("make the first revision", lambda: control.steering.seed(process.settings.live))
+    server = Server(
+        uvicorn.Config(
+            create_app(control, token),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells what we tell ourselves
+    log.info("listening", extra={"url": listener.url, "guarded": token is not None})
+    await _serve(process, control, server, listener)
+    return 0
+
+
+class Server(uvicorn.Server):
+    """A server that leaves the signals to the process it runs in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+async def _serve(process: Process, control: Control, server: Server, listener: Listener) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener.socket]))
+    following = asyncio.create_task(control.chronicle.follow())
+    watching = asyncio.create_task(_watch(process, control, listener.url))
+    stopping = asyncio.create_task(process.stop.wait())
+    tasks = (serving, following, watching, stopping)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        process.stop.set()
+        control.chronicle.wake()  # feeds end by themselves once they see the stop
+        server.should_exit = True
+        for task in (following, watching, stopping):
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+async def _watch(process: Process, control: Control, url: str) -> None:
+    """Once a second: say where we are, tell which processes came, changed or went, and show that we move."""
+    census = Census()
+    process.state = "running"
+    while True:
+        process.beat()
+        try:
+            await control.redis.hset(control.keys.facts, "dashboard", url)  # pyright: ignore
+            for change in census.changes(await read_processes(control)):
+                await control.events.append(EventKind.PROCESS, change, at_s=control.clock())
+        except (RedisError, OSError) as error:
+            if not is_passing(error):
+                raise
+            process.metrics.redis_failures.inc()
+        await asyncio.sleep(_PACE_S)

@@ -1,0 +1,129 @@
+"""The requests a generator works on: taken, kept alive, reclaimed from generators that died, given up at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from prometheus_client import Counter
+from redis.exceptions import RedisError
+
+from common.process import Process
+from common.streams import Entry
+
+BLOCK_MS = 500
+_LONG_DEAD_MS = 3_600_000
+
+log = logging.getLogger(__name__)
+
+CarryOut = Callable[[Entry, int], Coroutine[Any, Any, None]]
+"""(request, how many times it has been given to a generator) → it is answered or in quarantine."""
+
+
+class Intake:
+    """Hands each request to `carry_out` as a task of its own, never more than `limit` at once.
+
+    A request stays pending in Redis until `carry_out` has answered it. If `carry_out` raises, `failed` ends with that
+    error: the process must go down and leave the request to another.
+    """
+
+    def __init__(self, process: Process, consumer: str, carry_out: CarryOut, reclaimed: Counter) -> None:
+        settings = process.settings.generator
+        self.consumer = consumer
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.finished = 0
+        self._limit = settings.requests_in_flight
+        self._reclaim_after_s = settings.reclaim_after_s
+        self._process = process
+        self._requests = process.delivery.requests
+        self._carry_out = carry_out
+        self._reclaimed = reclaimed
+        self._held: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being worked on."""
+        return len(self._held)
+
+    async def take(self) -> None:
+        """Take new requests until the process is told to stop."""
+        while not self._process.stop.is_set():
+            free = self._limit - len(self._held)
+            if free <= 0:
+                await self._wait_for_change(BLOCK_MS / 1000)
+                continue
+            entries = await self._process.patiently(
+                "take requests", lambda count=free: self._requests.take(self.consumer, count, BLOCK_MS)
+            )
+            for entry in self._new(entries):
+                self._begin(entry, deliveries=1)
+
+    async def keep(self) -> None:
+        """Tell the others, for ever, that what is held here is being worked on."""
+        while True:
+            await asyncio.sleep(self._reclaim_after_s / 3)
+            held = list(self._held)
+            await self._process.patiently("keep requests", lambda held=held: self._requests.keep(self.consumer, held))
+
+    async def reclaim(self) -> None:
+        """Take over, until told to stop, what nobody has kept: requests of dead generators, and ones whose delivery to
+        us got lost on the way."""
+        idle_ms = math.ceil(self._reclaim_after_s * 1000)
+        while not self._process.stop.is_set():
+            await self._process.pause(self._reclaim_after_s / 2)
+            free = self._limit - len(self._held)
+            if free <= 0 or self._process.stop.is_set():
+                continue
+            entries = await self._process.patiently(
+                "reclaim requests", lambda count=free: self._requests.reclaim(self.consumer, idle_ms, count)
+            )
+            for entry in self._new(entries):
+                deliveries = await self._process.patiently(
+                    "count deliveries", lambda entry_id=entry.entry_id: self._requests.deliveries(entry_id)
+                )
+                self._begin(entry, deliveries)
+                self._reclaimed.inc()
+
+    def _new(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those that are not held here already."""
+        return [entry for entry in entries if entry.entry_id not in self._held]
+
+    def _begin(self, entry: Entry, deliveries: int) -> None:
+        task = asyncio.create_task(self._carry_out(entry, deliveries), name=entry.entry_id)
+        task.add_done_callback(self._carried)
+        self._held[entry.entry_id] = task
+
+    def _carried(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return  # still held: it is being given up
+        error = task.exception()
+        if error is None:
+            del self._held[task.get_name()]
+            self.finished += 1
+        elif not self.failed.done():  # still held, so that it is given up and not forgotten
+            self.failed.set_exception(error)
+        self._changed.set()
+
+    async def _wait_for_change(self, limit_s: float) -> None:
+        self._changed.clear()
+        try:
+            await asyncio.wait_for(self._changed.wait(), limit_s)
+        except TimeoutError:
+            return
+
+    async def drain(self, grace_s: float) -> None:
+        """Let requests in flight finish within `grace_s`, then give the rest up for others to take at once."""
+        if self._held:
+            await asyncio.wait(self._held.values(), timeout=grace_s)
+        for task in self._held.values():
+            task.cancel()
+        await asyncio.gather(*self._held.values(), return_exceptions=True)
+        try:
+            await self._requests.release(self.consumer, list(self._held), _LONG_DEAD_MS)
+            await self._requests.forget(self.consumer)
+        except (RedisError, OSError) as error:  # then they are reclaimed a little later, by their idle time
+            log.warning("requests not given up", extra={"requests": len(self._held), "error": str(error)})

@@ -1,0 +1,42 @@
+"""Starting a generator with the real engine, and the check that needs neither engine nor Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from common.errors import TributaryError
+from common.process import run
+from common.settings import load_run
+from services.generator import graders
+from services.generator.engine import Engine
+from services.generator.service import serve
+from services.generator.tokenizer import require_model
+
+
+def main() -> int:
+    """Run a generator; its exit code."""
+    return run("generator", partial(serve, start_engine=Engine.start))
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Print as JSON what is wrong with a run file's model and grader; 2 if they cannot be used."""
+    problems: list[str] = []
+    try:
+        settings = load_run(Path(next(a for a in arguments if not a.startswith("--"))))
+    except TributaryError as error:
+        problems.append(str(error))
+    else:
+        checks: list[Callable[[], object]] = [
+            lambda: require_model(settings.model),
+            lambda: graders.load(settings.grader.name, settings.grader.options),
+        ]
+        for looked_at in checks:
+            try:
+                looked_at()
+            except TributaryError as error:
+                problems.append(str(error))
+    print(json.dumps({"problems": problems}))
+    return 2 if problems else 0
