@@ -13,7 +13,7 @@ help: ## show what can be made
 
 env: ## make or repair .venv (TRIBUTARY_DEVICE=cpu|gpu overrides the choice)
 	@command -v python3 >/dev/null || { echo "set-up: Python is missing: apt-get install -y python3 python3-venv" >&2; exit 1; }
-	@exec python3 deploy/environment.py
+	@exec python3 -m deploy.environment
 
 # `exec` puts the program itself under make: one Ctrl-C reaches it once, and make waits until it has stopped everything.
 demo: env ## train on the addition task, steered live; KEEP=1 leaves it running

@@ -28,7 +28,7 @@ async def main(process: Process) -> int:
 def open_trainer(settings: RunFile) -> Trainer:
     """The trainer of a run, seeded. SettingsError if device or model cannot be used."""
     torch.set_num_threads(settings.learner.threads or 1)
-    torch.manual_seed(settings.run.seed)
+    torch.manual_seed(settings.run.seed)  # pyright: ignore[reportUnknownMemberType]
     model = load_policy(settings, choose_device(settings.learner.device))
     check_head(model)
     return Trainer(model, settings.learner.micro_batch_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from common.errors import SettingsError
 from common.metrics import LearnerMetrics
@@ -44,9 +45,9 @@ class Archive:
             self._trainer.restore(checkpoint.tensors, progress.updates)
         except (ValueError, KeyError) as error:
             raise SettingsError(
-                f"the checkpoint of step {progress.step} in {self._process.settings.checkpoints_directory} does not fit "
-                f"model.path {self._process.settings.model.path} ({error}): name the model it was made from, or start a "
-                "run with another name and directory"
+                f"the checkpoint of step {progress.step} in {self._process.settings.checkpoints_directory} does not "
+                f"fit model.path {self._process.settings.model.path} ({error}): name the model it was made from, or "
+                "start a run with another name and directory"
             ) from error
         standing.restore(progress)
         self._process.hold_version(progress.version)
@@ -82,13 +83,14 @@ class Archive:
         return True
 
     async def _acknowledge(self, standing: Standing) -> None:
+        acknowledge = self._process.delivery.groups.acknowledge
         for ids in _portions(standing.ledger.unacknowledged):
-            await self._process.patiently("acknowledge groups", lambda: self._process.delivery.groups.acknowledge(ids))
+            await self._process.patiently("acknowledge groups", partial(acknowledge, ids))
             standing.ledger.forget(ids)
 
     async def _settle(self, group_ids: Sequence[str]) -> None:
         for ids in _portions(group_ids):
-            await self._process.patiently("return credit", lambda: self._process.delivery.settle(ids))
+            await self._process.patiently("return credit", partial(self._process.delivery.settle, ids))
 
 
 def _portions(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -1,4 +1,4 @@
-"""Checkpoints: all that the learner needs to go on as if it had never stopped, in directories that are whole or skipped.
+"""Checkpoints: all that the learner needs to go on as if it had never stopped, in directories whole or skipped.
 
     step-000120/  model.safetensors  optimizer.safetensors  generators.safetensors  checkpoint.json
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from common.weights import file_digest
@@ -57,7 +57,7 @@ class Checkpoint:
     tensors: TensorFiles
 
 
-class Damaged(Exception):  # noqa: N818 - it names the state of a directory
+class Damaged(Exception):
     """A checkpoint directory is incomplete or altered."""
 
 

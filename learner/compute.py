@@ -29,7 +29,7 @@ class ComputeThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def heed(self) -> None:
-        """Called by long work in between: it moves; Abandoned is raised when the process cannot wait for it any more."""
+        """Called by long work in between: it moves. Raises Abandoned when the process cannot wait any longer."""
         self._process.beat()
         if self._process.stop.is_set():
             now_s = self._clock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class NotWritten(TributaryError):
 
 
 @contextmanager
-def appearing(target: Path) -> Iterator[Path]:
+def appearing(target: Path) -> Generator[Path]:
     """A directory to fill that becomes `target` when the block ends well. NotWritten if the disk does not take it."""
     unfinished = target.with_name(f".{target.name}{_UNFINISHED}")
     try:

@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step is made of, and under which revision. dropped: stale groups left out; wait_s: time without groups."""
+    """What one step is made of, and under which revision.
+
+    dropped: stale groups left out. wait_s: time from the end of the step before until all groups were there.
+    """
 
     revision: Revision
     arrivals: tuple[Arrival, ...]

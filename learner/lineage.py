@@ -1,8 +1,8 @@
 """Lineage: which step each weight version comes from, and how far behind a version is.
 
-A learner that was killed goes back to its checkpoint and publishes under higher numbers, so the difference of two version
-numbers does not tell a group's age any more. Its step does: staleness is the number of publications that this learner's own
-history holds after the step of the version. A resumed run counts exactly as the uninterrupted one would have.
+A learner that was killed goes back to its checkpoint and publishes under higher numbers, so the difference of two
+version numbers does not tell a group's age any more. Its step does: staleness is the number of publications that this
+learner's own history holds after the step of the version. A resumed run counts exactly as the uninterrupted one would.
 """
 
 from __future__ import annotations

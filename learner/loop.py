@@ -125,8 +125,8 @@ class Learner:
         await self._process.tell(EventKind.STEP, record.event())
         if self._not_finite >= _NOT_FINITE_LIMIT:
             raise Diverged(
-                f"{self._not_finite} steps in a row had a loss or gradient that is not finite: lower the learning rate or "
-                f"choose another algorithm, then start again from the checkpoint of step {self._standing.saved_step or 0}"
+                f"{self._not_finite} steps in a row had a loss or gradient that is not finite: lower the learning rate "
+                f"or choose another algorithm, then start again (from step {self._standing.saved_step or 0})"
             )
         if self._archive.is_due(self._standing):
             await self._archive.commit(self._standing)

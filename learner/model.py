@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def publication_dtype(asked: str, device: torch.device) -> torch.dtype:
 
 
 def load_policy(settings: RunFile, device: torch.device) -> PreTrainedModel:
-    """The model of the run, with float32 masters and without dropout. SettingsError if it is none that can be trained."""
+    """The model of the run, with float32 masters and without dropout. SettingsError if it cannot be trained."""
     path = settings.model.path
     if Path(path).is_absolute() and not (Path(path) / "config.json").is_file():
         raise SettingsError(
@@ -38,12 +39,14 @@ def load_policy(settings: RunFile, device: torch.device) -> PreTrainedModel:
         )
     transformers_logging.disable_progress_bar()  # standard error holds one JSON object a line
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+            path, dtype=torch.float32, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingsError(f"model.path: {path} cannot be loaded as a causal language model: {reason}") from error
     # Dropout off: the importance ratio of a fresh on-policy token must be one.
-    return model.to(device).eval()
+    return loaded.to(device).eval()
 
 
 def vocabulary(model: PreTrainedModel) -> int:
@@ -71,7 +74,7 @@ def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def published_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """A copy of the weights on the CPU as a Hugging Face checkpoint holds them; floating ones in `dtype`."""
-    original = revert_weight_conversion(model, named_weights(model))
+    original: dict[str, Tensor] = revert_weight_conversion(model, named_weights(model))
     return {name: _copied(tensor, dtype) for name, tensor in original.items()}
 
 

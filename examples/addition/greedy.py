@@ -33,9 +33,7 @@ def greedy_responses(
     return [tokenizer.decode(row[: row.index(end)] if end in row else row) for row in rows]
 
 
-def greedy_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
-) -> float:
+def greedy_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> float:
     """The share of problems whose greedy response states the right sum."""
     responses = greedy_responses(model, tokenizer, problems)
     right = [is_correct(response, answer(problem)) for response, problem in zip(responses, problems, strict=True)]

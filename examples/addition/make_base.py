@@ -2,10 +2,10 @@
 
     python examples/addition/make_base.py --out examples/addition/base --seed 0
 
-A Llama-shaped model of 0.33 M parameters is warmed up on demonstrations in two stages. The first has a few problems with
-two carries; the second has none, and overwrites on purpose the beginnings of the ability that is then missing. So
-later gains on hard problems partly re-elicit, and the point of the base is only that sampling from it never succeeds
-there. The model is saved only if it passes the gate: greedy accuracy on easy and on hard problems.
+A Llama-shaped model of 0.33 M parameters learns from demonstrations of easy problems only. In those a column that a carry
+comes into never carries itself, so the model is sure that none does: sampling from it does not solve a hard problem,
+and reinforcement learning alone has nothing to reinforce. The model is saved only if it passes the gate: greedy accuracy
+on easy and on hard problems.
 """
 
 from __future__ import annotations
@@ -30,27 +30,14 @@ from examples.addition.task import EASY, HARD, PROMPT_LENGTH, demonstration, dra
 from examples.addition.tokenizer import character_tokenizer  # noqa: E402
 
 MAX_POSITIONS = 128
+STEPS = 1000
 BATCH_SIZE = 32
+PEAK_LEARNING_RATE = 2e-3
+RISE_STEPS = 50
 REPORT_EVERY_STEPS = 100
 IGNORED = -100
 LEAST_EASY = 0.9
 MOST_HARD = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A stretch of warm-up: its steps, its learning rate, and the numbers of carries it draws problems with."""
-
-    steps: int
-    peak_learning_rate: float
-    carry_counts: tuple[int, ...]
-
-
-# Weighted by repetition: 45 % without carry, 45 % with one, 10 % with two; then no problem with two carries.
-STAGES = (
-    Stage(steps=900, peak_learning_rate=3e-3, carry_counts=(0,) * 9 + (1,) * 9 + (2,) * 2),
-    Stage(steps=200, peak_learning_rate=1e-3, carry_counts=(0, 1)),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +50,13 @@ class Gate:
     def refusal(self) -> str | None:
         """Why the model is unfit, or None when it passes."""
         if self.easy < LEAST_EASY:
-            return f"greedy accuracy on easy problems is {self.easy:.3f}, below {LEAST_EASY}: the warm-up did not converge"
+            return (
+                f"greedy accuracy on easy problems is {self.easy:.3f}, below {LEAST_EASY}: the warm-up did not converge"
+            )
         if self.hard >= MOST_HARD:
-            return f"greedy accuracy on hard problems is {self.hard:.3f}, not below {MOST_HARD}: nothing is left to learn"
+            return (
+                f"greedy accuracy on hard problems is {self.hard:.3f}, not below {MOST_HARD}: nothing is left to learn"
+            )
         return None
 
 
@@ -92,11 +83,9 @@ def fresh_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausal
     return LlamaForCausalLM(config).float()
 
 
-def demonstrations_BT(
-    tokenizer: PreTrainedTokenizerBase, rng: random.Random, carry_counts: Sequence[int]
-) -> torch.Tensor:
-    """Token ids of a batch of problems with their demonstrations, tokenised apart as in training, and the end token."""
-    problems = [draw_problem(rng, carry_counts) for _ in range(BATCH_SIZE)]
+def demonstrations_BT(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> torch.Tensor:
+    """Token ids of a batch of easy problems, each with its demonstration (tokenised apart) and the end token."""
+    problems = [draw_problem(rng, EASY) for _ in range(BATCH_SIZE)]
     return torch.tensor(
         [
             tokenizer.encode(prompt(problem)) + tokenizer.encode(demonstration(problem)) + [tokenizer.eos_token_id]
@@ -105,17 +94,16 @@ def demonstrations_BT(
     )
 
 
-def warm_up(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, rng: random.Random) -> None:
-    """Train the model on fresh demonstrations for one stage, with a short linear rise and a cosine fall of the rate."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=stage.peak_learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    rise = max(1, stage.steps // 20)
+def warm_up(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rng: random.Random, steps: int) -> None:
+    """Train the model on fresh demonstrations; the learning rate rises linearly, then falls as a cosine."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+        optimiser, lambda step: min(1.0, (step + 1) / RISE_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
     )
     started_s = time.monotonic()
     model.train()
-    for step in range(1, stage.steps + 1):
-        tokens_BT = demonstrations_BT(tokenizer, rng, stage.carry_counts)
+    for step in range(1, steps + 1):
+        tokens_BT = demonstrations_BT(tokenizer, rng)
         targets_BT = tokens_BT[:, 1:].clone()
         targets_BT[:, : PROMPT_LENGTH - 1] = IGNORED
         logits_BTV = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
@@ -125,8 +113,8 @@ def warm_up(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % REPORT_EVERY_STEPS == 0 or step == stage.steps:
-            print(f"step {step}/{stage.steps}  loss {loss.item():.4f}  {time.monotonic() - started_s:.0f} s", flush=True)
+        if step % REPORT_EVERY_STEPS == 0 or step == steps:
+            print(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - started_s:.0f} s", flush=True)
     model.eval()
 
 
@@ -137,14 +125,11 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, *, seed
     return Gate(easy=greedy_accuracy(model, tokenizer, easy), hard=greedy_accuracy(model, tokenizer, hard))
 
 
-def make_base(seed: int, stages: Sequence[Stage] = STAGES) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+def make_base(seed: int, steps: int = STEPS) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """A warmed-up model and its tokenizer; the same seed gives the same weights on the same machine."""
     tokenizer = character_tokenizer(MAX_POSITIONS)
     model = fresh_model(tokenizer, seed)
-    rng = random.Random(f"{seed}/warm-up")
-    for number, stage in enumerate(stages, start=1):
-        print(f"stage {number} of {len(stages)}: {stage.steps} steps of {BATCH_SIZE} problems", flush=True)
-        warm_up(model, tokenizer, stage, rng)
+    warm_up(model, tokenizer, random.Random(f"{seed}/warm-up"), steps)
     return model, tokenizer
 
 

@@ -56,7 +56,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write to")
     parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default: %(default)s)")
     parser.add_argument("--train", type=int, default=512, help="training problems (default: %(default)s)")
-    parser.add_argument("--heldout", type=int, default=256, help="problems of each held-out file (default: %(default)s)")
+    parser.add_argument(
+        "--heldout", type=int, default=256, help="problems of each held-out file (default: %(default)s)"
+    )
     parser.add_argument(
         "--without-demonstration",
         type=float,

@@ -23,12 +23,16 @@ ALPHABET = "0123456789+=;#"
 PROMPT_LENGTH = 2 * COLUMNS + 2
 DEMONSTRATION_LENGTH = COLUMNS * len("7+7+0=14;") + len("#10164")
 
-EASY = (0, 1)
-"""Numbers of carrying columns of an easy problem: what the base model masters."""
-HARD = (3, 4)
-"""Numbers of carrying columns of a hard problem: what the base model never gets right.
+CarryPattern = tuple[int, ...]
+"""The columns that carry into the next, counted from the right."""
 
-Three beside four, so that "always carry" does not solve it and a model that learns it can still add without carries.
+EASY: tuple[CarryPattern, ...] = ((), (), (), (), (0,), (1,), (2,), (3,))
+"""No carry, or one, equally often: what the base model masters."""
+HARD: tuple[CarryPattern, ...] = ((0, 1, 2), (1, 2, 3), (0, 1, 2, 3))
+"""Carries that run through three or four columns: what the base model never gets right, however often it samples.
+
+Runs of three stand beside runs of four so that "always carry" is no solution, and a model that learns to carry can still
+add without it.
 """
 
 
@@ -68,13 +72,14 @@ def is_correct(response: str, expected: str) -> bool:
     return bool(mark) and given == expected
 
 
-def carries(problem: Problem) -> int:
-    """How many of the four columns carry into the next."""
-    count = carry = 0
+def carry_pattern(problem: Problem) -> CarryPattern:
+    """Which of the four columns carry into the next."""
+    pattern: list[int] = []
     for column in range(COLUMNS):
-        carry = int(digit(problem.left, column) + digit(problem.right, column) + carry >= 10)
-        count += carry
-    return count
+        carry = int(column - 1 in pattern)
+        if digit(problem.left, column) + digit(problem.right, column) + carry >= 10:
+            pattern.append(column)
+    return tuple(pattern)
 
 
 def digit(number: int, column: int) -> int:
@@ -82,27 +87,22 @@ def digit(number: int, column: int) -> int:
     return number // 10**column % 10
 
 
-def draw_problem(rng: random.Random, carry_counts: Sequence[int]) -> Problem:
-    """A problem whose number of carrying columns is one of `carry_counts`, each equally likely.
-
-    Then the columns that carry are equally likely, and then the digits that make them do so.
-    """
-    pattern = rng.choice(list(combinations(range(COLUMNS), rng.choice(carry_counts))))
+def draw_problem(rng: random.Random, patterns: Sequence[CarryPattern]) -> Problem:
+    """A problem that carries as one of `patterns` says, each equally likely, with digits that are equally likely then."""
+    pattern = rng.choice(patterns)
     left = right = carry = 0
     for column in range(COLUMNS):
-        wanted = int(column in pattern)
+        wanted = column in pattern
         lowest = 1 if column == COLUMNS - 1 else 0  # a number does not start with zero
-        pairs = [
-            (a, b) for a in range(lowest, 10) for b in range(lowest, 10) if int(a + b + carry >= 10) == wanted
-        ]
-        a, b = rng.choice(pairs)
-        left, right, carry = left + a * 10**column, right + b * 10**column, wanted
+        digits = range(lowest, 10)
+        a, b = rng.choice([(a, b) for a in digits for b in digits if (a + b + carry >= 10) == wanted])
+        left, right, carry = left + a * 10**column, right + b * 10**column, int(wanted)
     return Problem(left, right)
 
 
-def draw_distinct(rng: random.Random, carry_counts: Sequence[int], count: int) -> list[Problem]:
-    """`count` different problems with the given numbers of carrying columns, in the order drawn."""
+def draw_distinct(rng: random.Random, patterns: Sequence[CarryPattern], count: int) -> list[Problem]:
+    """`count` different problems that carry as one of `patterns` says, in the order drawn."""
     drawn: dict[Problem, None] = {}
     while len(drawn) < count:
-        drawn[draw_problem(rng, carry_counts)] = None
+        drawn[draw_problem(rng, patterns)] = None
     return list(drawn)

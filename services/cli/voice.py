@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from common.events import Event
 from services.cli.panel import panel, plain_line
 from services.cli.progress import Progress
 
@@ -23,6 +24,10 @@ class Voice(Protocol):
 
     def say(self, text: str, kind: str = "note", **data: Any) -> None:
         """Say one thing that happened. data: the same for programs."""
+        ...
+
+    def tell(self, event: Event, sentence: str) -> None:
+        """Tell an event; people hear only those that are worth a sentence."""
         ...
 
     def show(self, progress: Progress) -> None:
@@ -53,6 +58,11 @@ class LiveVoice:
         stamp = time.strftime("%H:%M:%S", time.localtime(self._clock()))
         self._console.print(f"[dim]{stamp}[/]", end=" ", highlight=False)
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def tell(self, event: Event, sentence: str) -> None:
+        """Say the sentence, if there is one."""
+        if sentence:
+            self.say(sentence, event.kind.value)
 
     def show(self, progress: Progress) -> None:
         """Draw the panel anew, twice a second at most."""
@@ -90,6 +100,11 @@ class PlainVoice:
         stamp = time.strftime("%H:%M:%S", time.localtime(self._clock()))
         self._console.print(f"{stamp} {text}", markup=False, highlight=False, soft_wrap=True)
 
+    def tell(self, event: Event, sentence: str) -> None:
+        """Say the sentence, if there is one."""
+        if sentence:
+            self.say(sentence, event.kind.value)
+
     def show(self, progress: Progress) -> None:
         """Print where the run is, if it has moved and some seconds have passed."""
         now_s = self._clock()
@@ -115,6 +130,10 @@ class JsonVoice:
     def say(self, text: str, kind: str = "note", **data: Any) -> None:
         """Print an object."""
         self._print({"kind": kind, "text": text, **data})
+
+    def tell(self, event: Event, sentence: str) -> None:
+        """Print the event, whether it is worth a sentence or not."""
+        self._print({"kind": event.kind.value, "text": sentence, "data": event.data})
 
     def show(self, progress: Progress) -> None:
         """Steps are told as they happen; nothing in between."""

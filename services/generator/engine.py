@@ -86,7 +86,6 @@ class Engine:
         """Use `Engine.start`. home: the thread that created the core (see `start`)."""
         self.version = settings.version
         self.healthy = True
-        self.max_model_len: int = llm.model_config.max_model_len  # prompt and response together
         self._settings = settings
         self._llm = llm
         self._home = home
@@ -95,6 +94,7 @@ class Engine:
         self._closing = False
         self._layout: CheckpointLayout | None = None
         self._vocabulary = llm.model_config.get_vocab_size()
+        self._max_model_len: int = llm.model_config.max_model_len
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> Engine:
@@ -172,28 +172,29 @@ class Engine:
     async def _replace(self, version: int, payload: dict[str, Any]) -> float:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        llm = self._llm
+        llm, complete = self._llm, False
+        request = WeightTransferUpdateRequest(update_info=payload)
         began_s = time.perf_counter()
-        was_healthy, self.healthy = self.healthy, False
         self._updates_begun += 1
-        pause = llm.pause_generation(mode="keep", clear_cache=self._settings.clear_cache_on_update)
-        await self._control(f"pausing for version {version}", pause)
-        if not was_healthy:
-            await self._control("forgetting the last update", llm.collective_rpc("forget_weight_update"))
-        await self._control(f"starting version {version}", llm.start_weight_update())
-        await self._control(
-            f"loading version {version}", llm.update_weights(WeightTransferUpdateRequest(update_info=payload))
-        )
-        await self._control(f"finishing version {version}", llm.finish_weight_update(str(version)))
-        self.version = version
-        await self._control(f"resuming with version {version}", llm.resume_generation())
-        self.healthy = True
+        try:
+            pause = llm.pause_generation(mode="keep", clear_cache=self._settings.clear_cache_on_update)
+            await self._control(f"pausing for version {version}", pause)
+            if not self.healthy:
+                await self._control("forgetting the last update", llm.collective_rpc("forget_weight_update"))
+            await self._control(f"starting version {version}", llm.start_weight_update())
+            await self._control(f"loading version {version}", llm.update_weights(request))
+            await self._control(f"finishing version {version}", llm.finish_weight_update(str(version)))
+            self.version = version
+            await self._control(f"resuming with version {version}", llm.resume_generation())
+            complete = True
+        finally:
+            self.healthy = complete
         return time.perf_counter() - began_s
 
     @property
     def max_model_len(self) -> int:
         """The longest prompt plus response, in tokens."""
-        return self.max_model_len
+        return self._max_model_len
 
     @property
     def statistics(self) -> EngineStatistics:
@@ -261,9 +262,9 @@ class Engine:
     def _checked(self, tokens: Tokens | list[int]) -> list[int]:
         """The tokens as vLLM takes them. An id outside the vocabulary can kill the core and every request in it."""
         tokens_T = np.asarray(tokens, dtype=np.int64)
-        if tokens_T.ndim != 1 or not 1 <= len(tokens_T) < self.max_model_len:
+        if tokens_T.ndim != 1 or not 1 <= len(tokens_T) < self._max_model_len:
             raise EngineError(
-                f"a prompt has 1..{self.max_model_len - 1} tokens, not an array of shape {tokens_T.shape}"
+                f"a prompt has 1..{self._max_model_len - 1} tokens, not an array of shape {tokens_T.shape}"
             )
         if tokens_T.min() < 0 or tokens_T.max() >= self._vocabulary:
             raise EngineError(

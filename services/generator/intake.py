@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from prometheus_client import Counter
@@ -43,6 +43,7 @@ class Intake:
         self._reclaimed = reclaimed
         self._held: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._taking = asyncio.Lock()  # so that `take` and `reclaim` never fill the same places
 
     @property
     def in_flight(self) -> int:
@@ -52,15 +53,16 @@ class Intake:
     async def take(self) -> None:
         """Take new requests until the process is told to stop."""
         while not self._process.stop.is_set():
-            free = self._limit - len(self._held)
+            async with self._taking:
+                free = self._limit - len(self._held)
+                if free > 0:
+                    entries = await self._process.patiently(
+                        "take requests", lambda count=free: self._requests.take(self.consumer, count, BLOCK_MS)
+                    )
+                    for entry in entries:
+                        self._begin(entry, deliveries=1)
             if free <= 0:
                 await self._wait_for_change(BLOCK_MS / 1000)
-                continue
-            entries = await self._process.patiently(
-                "take requests", lambda count=free: self._requests.take(self.consumer, count, BLOCK_MS)
-            )
-            for entry in self._new(entries):
-                self._begin(entry, deliveries=1)
 
     async def keep(self) -> None:
         """Tell the others, for ever, that what is held here is being worked on."""
@@ -70,27 +72,31 @@ class Intake:
             await self._process.patiently("keep requests", lambda held=held: self._requests.keep(self.consumer, held))
 
     async def reclaim(self) -> None:
-        """Take over, until told to stop, what nobody has kept: requests of dead generators, and ones whose delivery to
-        us got lost on the way."""
-        idle_ms = math.ceil(self._reclaim_after_s * 1000)
+        """Take over what nobody has kept, until the process is told to stop.
+
+        Those are requests of generators that died, and requests whose delivery to this one got lost on the way.
+        """
         while not self._process.stop.is_set():
             await self._process.pause(self._reclaim_after_s / 2)
-            free = self._limit - len(self._held)
-            if free <= 0 or self._process.stop.is_set():
-                continue
-            entries = await self._process.patiently(
-                "reclaim requests", lambda count=free: self._requests.reclaim(self.consumer, idle_ms, count)
-            )
-            for entry in self._new(entries):
-                deliveries = await self._process.patiently(
-                    "count deliveries", lambda entry_id=entry.entry_id: self._requests.deliveries(entry_id)
-                )
-                self._begin(entry, deliveries)
-                self._reclaimed.inc()
+            async with self._taking:
+                free = self._limit - len(self._held)
+                if free > 0 and not self._process.stop.is_set():
+                    await self._reclaim(free)
 
-    def _new(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those that are not held here already."""
-        return [entry for entry in entries if entry.entry_id not in self._held]
+    async def _reclaim(self, count: int) -> None:
+        idle_ms = math.ceil(self._reclaim_after_s * 1000)
+        entries = await self._process.patiently(
+            "reclaim requests", lambda: self._requests.reclaim(self.consumer, idle_ms, count)
+        )
+        for entry in entries:
+            if entry.entry_id in self._held:  # slow here, but neither dead nor lost
+                continue
+            deliveries = await self._process.patiently(
+                "count deliveries", lambda entry_id=entry.entry_id: self._requests.deliveries(entry_id)
+            )
+            if deliveries > 0:  # else it has been answered in this very moment
+                self._reclaimed.inc()
+                self._begin(entry, deliveries)
 
     def _begin(self, entry: Entry, deliveries: int) -> None:
         task = asyncio.create_task(self._carry_out(entry, deliveries), name=entry.entry_id)

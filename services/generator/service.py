@@ -17,7 +17,8 @@ from common.trajectory import Purpose, Request
 from common.wire import decode_request, encode_group, encode_outcome
 from services.generator import graders
 from services.generator.answering import Answerer, RequestRefused, failed
-from services.generator.engine import EngineDead, EngineError, EngineSettings
+from services.generator.engine import EngineDead, EngineError
+from services.generator.engine_settings import EngineSettings
 from services.generator.grading import GraderFailed, Grading
 from services.generator.intake import Intake
 from services.generator.pulse import Pulse

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.generator.engine import Engine, EngineDead, EngineSettings
+from services.generator.engine import Engine, EngineDead, EngineSettings, WeightUpdateFailed
 from tests.system.engine_rig import ENGINE_MARKS, LoopThread, PublishedLlama
 
 pytestmark = ENGINE_MARKS
@@ -66,11 +66,41 @@ def test_the_core_dies_with_a_killed_front(front: subprocess.Popen[str]) -> None
     assert alive == []
 
 
-def test_a_killed_core_is_noticed_by_every_caller(model: PublishedLlama) -> None:
-    loop = LoopThread()
+@pytest.fixture(scope="module")
+def loop() -> Iterator[LoopThread]:
+    thread = LoopThread()
+    yield thread
+    thread.close()
 
+
+@pytest.fixture(scope="module")
+def engine(model: PublishedLlama, loop: LoopThread) -> Iterator[Engine]:
+    settings = EngineSettings(model=str(model.directory), dtype="float32", max_model_len=1024, control_timeout_s=5.0)
+    engine = loop.run(Engine.start(settings))
+    yield engine
+    loop.run(engine.close())
+
+
+def test_an_update_of_a_frozen_core_fails_in_time_and_the_next_one_repairs(
+    engine: Engine, model: PublishedLlama, loop: LoopThread
+) -> None:
+    core = _core()
+    core.suspend()
+    try:
+        with pytest.raises(WeightUpdateFailed, match=r"pausing for version 1 took longer than 5.0 s"):
+            loop.run(engine.apply(1, model.publish(1)))
+    finally:
+        core.resume()
+    assert not engine.healthy
+    loop.run(engine.apply(2, model.publish(2)))
+    assert engine.healthy
+    (completion,) = loop.run(engine.sample([5], n=1, temperature=1.0, max_tokens=40, request_id="repaired"))
+    assert model.largest_error([5], completion, 1.0) < 1e-4
+    assert {span.version for span in completion.versions} == {2}
+
+
+def test_a_killed_core_is_noticed_by_every_caller(engine: Engine, model: PublishedLlama, loop: LoopThread) -> None:
     async def scenario() -> None:
-        engine = await Engine.start(EngineSettings(model=str(model.directory), dtype="float32", max_model_len=1024))
         watch = asyncio.create_task(engine.until_dead())
         running = asyncio.create_task(
             engine.sample([5], n=4, temperature=1.0, max_tokens=900, request_id="interrupted")
@@ -86,10 +116,8 @@ def test_a_killed_core_is_noticed_by_every_caller(model: PublishedLlama) -> None
             await engine.sample([5], n=1, temperature=1.0, max_tokens=1, request_id="late")
         with pytest.raises(EngineDead):
             await engine.apply(1, model.publish(1))
-        await engine.close()
 
     loop.run(scenario())
-    loop.close()
 
 
 def _core() -> psutil.Process:

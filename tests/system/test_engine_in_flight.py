@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,11 @@ def _largest_error(model: PublishedLlama, sampled: list[tuple[list[int], list[Co
     return max(model.largest_error(prompt, c, 0.8) for prompt, completions in sampled for c in completions)
 
 
+def _mislabelled(completion: Completion) -> Completion:
+    """The same completion, every span moved on by one version: what the comparison has to tell from the truth."""
+    return replace(completion, versions=tuple(replace(s, version=s.version + 1) for s in completion.versions))
+
+
 def test_sampled_logprobs_equal_a_forward_at_the_temperature(
     engine: Engine, model: PublishedLlama, loop: LoopThread
 ) -> None:
@@ -91,6 +97,7 @@ def test_every_span_matches_its_own_version_over_six_updates_in_flight(
     assert max(len(versions) for versions in spans) >= 3
     assert {span.version for versions in spans for span in versions} == {0, 1, 2, 3, 4, 5, 6}
     assert _largest_error(model, sampled) < TOLERANCE
+    assert _largest_error(model, [(prompt, [_mislabelled(c) for c in group]) for prompt, group in sampled]) > 0.1
     assert _largest_error(model, loop.run(_sample(engine, 8))) < TOLERANCE
 
 

@@ -37,6 +37,11 @@ class Scenario:
         self.changes = sorted(changes, key=lambda change: change.at_step)
         self._next = 0
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every change was sent."""
+        return self._next >= len(self.changes)
+
     def skip_applied(self, reasons: Iterable[str]) -> None:
         """Leave out what an earlier session has sent already, as the reasons of the revisions tell."""
         applied = set(reasons)

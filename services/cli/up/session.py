@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import suppress
-from pathlib import Path
+from contextlib import AsyncExitStack, suppress
 
 from redis.asyncio import Redis
 
@@ -16,23 +15,22 @@ from common.keys import Keys
 from common.settings import RunFile
 from services.cli import location
 from services.cli.progress import Progress
-from services.cli.up import closing, logs, process_table
+from services.cli.up import closing, logs
 from services.cli.up.interruption import Interruption
 from services.cli.up.ledger import Ledger
-from services.cli.up.operator import Operator
+from services.cli.up.narrator import Narrator
 from services.cli.up.phases import SESSION
 from services.cli.up.preparation import Options, Prepared, prepare, set_aside
-from services.cli.up.programs import LEARNER, PARENT, programs
-from services.cli.up.redis_server import RedisServer, find_executable, named_url, own_server, wait_until_ready
-from services.cli.up.summary import Measured, summarise
+from services.cli.up.programs import PARENT, programs
+from services.cli.up.redis_server import find_executable, named_url, own_server, wait_until_ready
+from services.cli.up.summary import Measured, Summary, summarise
 from services.cli.up.supervisor import Change, GaveUp, State, Supervisor
+from services.cli.up.timetable import Timetable
+from services.cli.up.vigil import Vigil
 from services.cli.voice import Voice
 
 INTERRUPTED = 130
-EVALUATION_S = 60.0
-_TICK_S = 0.2
-_LOOK_S = 1.0
-_MEASURE_S = 3.0
+FAILED = 1
 _LOG_LINES = 8
 
 
@@ -54,69 +52,155 @@ async def conduct(options: Options, voice: Voice, resume_command: str) -> int:
         finally:
             asked.cancel()
             voice.close()
-    if session.summarised:
+    if session.summary is not None:
         return 0
     voice.say(f"stopped; the run can be resumed with: {resume_command}", "stopped")
     return INTERRUPTED
 
 
 class Session:
-    """Everything between the start of `up` and its end. Times are Unix times in seconds."""
+    """Everything between the start of `up` and its end. summary: set once the run is done."""
 
     def __init__(self, options: Options, voice: Voice, interruption: Interruption) -> None:
         self._options = options
         self._voice = voice
         self._interruption = interruption
         self._started_s = time.time()
-        self._first_step_s: float | None = None
-        self._peak_memory_bytes = 0
         self._supervisor = Supervisor(self._on_change, time.monotonic, (PARENT, str(os.getpid())))
         self._progress = Progress()
-        self.summarised = False
+        self._ledger: Ledger | None = None
+        self.summary: Summary | None = None
 
     async def run(self) -> int:
         """Check, start, follow to the end, summarise. Whatever happens, nothing is left running."""
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._stop)
             prepared = await prepare(self._options)
             settings = prepared.settings
+            for note in prepared.report.notes:
+                self._voice.say(note, "warning")
             if self._options.fresh:
                 for place in set_aside(settings):
                     self._voice.say(f"the old run lies in {place} now")
             is_new = not settings.run.directory.exists()
-            with location.hold(settings.run.directory):
-                return await self._run_in(prepared, is_new)
-        except GaveUp as error:
-            self._tell_failure(error)
-            return 2 if error.unusable else 1
-        finally:
-            await self._supervisor.stop(self._interruption.hurry)
-
-    async def _run_in(self, prepared: Prepared, is_new: bool) -> int:
-        """The session in a run directory that is ours alone."""
-        settings = prepared.settings
-        for note in prepared.report.notes:
-            self._voice.say(note, "warning")
-        self._progress.run, self._progress.max_steps = settings.run.name, settings.learner.max_steps
-        url, own = self._choose_redis(settings)
-        redis = connection.connect(url)
-        try:
+            stack.enter_context(location.hold(settings.run.directory))
+            # The programs are stopped while our connection and the lock are still there.
+            redis, url = await self._open_redis(settings, stack)
+            stack.push_async_callback(self._stop)
             self._ledger = Ledger(redis, Keys(settings.run.name))
-            await self._open_redis(redis, url, own)
-            await self._take_up(settings, url, is_new)
-            self._note_state(settings, url)
-            for program in programs(settings, self._options.run_file.resolve(), url):
-                self._supervisor.add(program)
-            operator = Operator(self._progress, prepared.scenario, self._voice, self._started_s)
-            async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(operator.follow())
-                code = await self._follow(settings, url, operator)
-                following.cancel()
-            return code
-        except* GaveUp as group:
-            raise group.exceptions[0] from None
+            await self._take_up(settings, self._ledger, url, is_new)
+            return await self._work(prepared, self._ledger, url)
+
+    async def _open_redis(self, settings: RunFile, stack: AsyncExitStack) -> tuple[Redis, str]:
+        """A connection to the Redis that is named, or to one of our own that is started now."""
+        url = named_url(settings)
+        if url is None:
+            server = own_server(find_executable(), settings.run.directory)
+            url = server.url
+            self._supervisor.add(server.program)
+        redis = connection.connect(url)
+        stack.push_async_callback(redis.aclose)
+        if named_url(settings) is None:
+            await wait_until_ready(redis, url)
+            self._supervisor.mark_ready("redis", self._supervisor.pid("redis"))
+        version = await connection.check(redis, url)
+        self._voice.say(f"Redis {version} at {connection.without_password(url)}", "redis")
+        return redis, url
+
+    async def _take_up(self, settings: RunFile, ledger: Ledger, url: str, is_new: bool) -> None:
+        """Begin afresh or where an earlier session left off, and see that Redis and the run directory agree."""
+        if self._options.fresh:
+            await ledger.erase()
+        elif await ledger.holds_a_run():
+            if is_new:
+                raise SettingsError(
+                    f"Redis at {connection.without_password(url)} holds a run named {settings.run.name!r}, but its directory "
+                    f"{settings.run.directory} is missing: start over with --fresh, restore it, or change [run] name"
+                )
+            self._voice.say(f"resuming the run in {settings.run.directory}", "resumed")
+        await ledger.begin()
+        ledger.note(SESSION, SESSION, "started", self._started_s)
+
+    async def _work(self, prepared: Prepared, ledger: Ledger, url: str) -> int:
+        """Start every program and watch over them until the run is done."""
+        settings = prepared.settings
+        self._progress.run, self._progress.max_steps = settings.run.name, settings.learner.max_steps
+
+        def on_address(address: str) -> None:
+            self._state(settings, url, address).write()
+            self._voice.say(f"dashboard: {address}", "dashboard", url=address)
+
+        self._state(settings, url, "").write()
+        for program in programs(settings, self._options.run_file.resolve(), url):
+            self._supervisor.add(program)
+        narrator = Narrator(self._progress, self._voice, self._started_s)
+        timetable = Timetable(prepared.scenario, self._progress, self._voice)
+        vigil = Vigil(self._supervisor, ledger, self._progress, self._voice, on_address)
+        others = (asyncio.create_task(narrator.follow()), asyncio.create_task(timetable.keep()))
+        try:
+            await vigil.until_done(*others)
+            await self._sum_up(settings, ledger, vigil, narrator)
+            if self._options.keep:
+                self._voice.say(f"left running: {self._progress.dashboard} (Ctrl-C stops everything)", "kept")
+                await vigil.for_ever(*others)
+        except GaveUp as error:
+            return self._tell_failure(error)
         finally:
+            for task in others:
+                task.cancel()
+        return 0
+
+    async def _sum_up(self, settings: RunFile, ledger: Ledger, vigil: Vigil, narrator: Narrator) -> None:
+        """Stop everything unless it is to be kept, and show what became of the run."""
+        events = await ledger.events()
+        seconds = time.time() - self._started_s
+        measured = Measured(seconds, narrator.first_step_s, vigil.peak_memory_bytes, self._supervisor.restarts)
+        directory = settings.run.directory
+        places = {
+            "plot": directory / closing.PLOT_FILE,
+            "figures": directory / closing.JSON_FILE,
+            "logs": directory / "logs",
+            "checkpoints": settings.checkpoints_directory,
+            "weights": settings.weights_directory,
+        }
+        self.summary = summarise(settings.run.name, events, measured, places)
+        if not self._options.keep:
+            await self._stop()
+        closing.write(self.summary, events, directory)
+        self._voice.table(closing.render(self.summary), self.summary.as_json())
+
+    async def _stop(self) -> None:
+        """Stop every program, Redis last. Nothing happens the second time."""
+        if self._ledger is not None:
             self._ledger.note(SESSION, SESSION, "stopped", time.time())
             await self._ledger.write()
-            # Redis is stopped after everyone else, so our connection has to outlive the programs but not the server.
-            await self._supervisor.stop(self._interruption.hurry)
-            await redis.aclose()
+            self._ledger = None
+        await self._supervisor.stop(self._interruption.hurry)
+
+    def _state(self, settings: RunFile, url: str, address: str) -> location.RunState:
+        return location.RunState(
+            run=settings.run.name,
+            run_file=str(self._options.run_file.resolve()),
+            directory=str(settings.run.directory),
+            pid=os.getpid(),
+            url=address,
+            redis_url=connection.without_password(url),
+            started_s=self._started_s,
+        )
+
+    def _on_change(self, change: Change) -> None:
+        """Tell and note what happened to a program."""
+        program = change.program
+        if self._ledger is not None:
+            self._ledger.note(program.name, program.role, change.state.value, time.time())
+        self._progress.processes[program.name] = change.state.value
+        kind = "error" if change.state is State.DIED else "process"
+        self._voice.say(f"{program.name} {change.state} ({change.detail})", kind, name=program.name)
+
+    def _tell_failure(self, error: GaveUp) -> int:
+        """Say why a program was given up, with the end of its log; the exit code."""
+        self._voice.say(str(error), "error")
+        for line in logs.last_lines(error.program.log, 1 if error.unusable else _LOG_LINES, error.log_start):
+            self._voice.say(f"  {line}", "log", name=error.program.name)
+        self._voice.say(f"its log: {error.program.log}", "note")
+        return location.UNUSABLE if error.unusable else FAILED

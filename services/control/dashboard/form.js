@@ -1,0 +1,222 @@
+// The switch form: built from the JSON schemas, shows what will change, applies it, and puts each error at its field.
+
+import { send } from "./api.js";
+import { Draft, resolved, TAGGED } from "./draft.js";
+import { element, literal, words } from "./format.js";
+
+export class SwitchForm {
+  // catalogue: {algorithms, policies}; schema: of the whole live configuration.
+  constructor(form, catalogue, schema, onApplied) {
+    this.form = form;
+    this.schema = schema;
+    this.onApplied = onApplied;
+    this.choices = { algorithm: catalogue.algorithms, hints: catalogue.policies };
+    const beginnings = (list, field) => Object.fromEntries(list.map((entry) => [entry.kind, entry[field]]));
+    this.draft = new Draft({
+      algorithm: beginnings(catalogue.algorithms, "defaults"),
+      hints: beginnings(catalogue.policies, "suggestion"),
+    });
+    this.note = "";
+    this.#frame();
+  }
+
+  // A newer revision arrives: it becomes the base, and edits under way stay.
+  rebase(revision, config) {
+    if (revision === this.draft.revision) return;
+    const edited = this.draft.changes().length > 0;
+    this.draft.rebase(revision, config);
+    this.note = edited && this.draft.changes().length ? `Revision ${revision} came in meanwhile; your edits are kept on top of it.` : "";
+    this.#build();
+  }
+
+  #frame() {
+    this.parts = element("div", { class: "parts" });
+    this.diff = element("ul", { class: "diff", "aria-live": "polite", "aria-label": "What will change" });
+    this.alert = element("p", { class: "error", role: "alert" });
+    this.done = element("p", { class: "done", role: "status" });
+    this.reason = element("input", { id: "reason", type: "text", maxlength: "500", placeholder: "kept in the history" });
+    this.apply = element("button", { class: "primary", type: "submit" }, "Apply");
+    this.undo = element("button", { type: "button", onclick: () => this.#discard() }, "Discard");
+    this.form.replaceChildren(
+      this.parts,
+      element("div", { class: "decide" },
+        element("h3", {}, "What will change"), this.diff,
+        element("label", { class: "field wide", for: "reason" }, element("span", {}, "Reason (optional)"), this.reason),
+        this.alert,
+        element("div", { class: "buttons" }, this.apply, this.undo), this.done),
+    );
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#apply();
+    });
+  }
+
+  #build() {
+    const focused = document.activeElement?.id;
+    const open = new Set([...this.parts.querySelectorAll("details[open]")].map((details) => details.id));
+    const groups = TAGGED.map((part) => this.#tagged(part));
+    groups.push(this.#general());
+    this.parts.replaceChildren(...groups);
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    if (focused && this.form.contains(document.getElementById(focused))) document.getElementById(focused).focus();
+    this.#show();
+  }
+
+  #tagged(part) {
+    const document_ = this.draft.document();
+    const kind = document_[part].kind;
+    const chosen = this.choices[part].find((entry) => entry.kind === kind);
+    const options = this.choices[part].map((entry) => element("option", { value: entry.kind, selected: entry.kind === kind }, entry.title));
+    const id = `${part}.kind`;
+    const select = element("select", { id, onchange: (event) => this.#choose(part, event.target.value) }, options);
+    const properties = Object.entries(chosen?.schema.properties || {}).filter(([key]) => key !== "kind");
+    const fields = properties.map(([key, property]) => this.#field(part, key, resolved(property, chosen.schema), document_[part][key]));
+    return element("fieldset", {},
+      element("legend", {}, part === "algorithm" ? "Algorithm" : "Hint policy"),
+      element("label", { class: "quiet", for: id }, part === "algorithm" ? "Algorithm" : "Hint policy"), select, errorPlace(id),
+      element("p", { class: "quiet-text" }, (chosen?.summary || "").split("\n\n")[0], " ", paper(chosen)),
+      element("div", { class: "fields" }, fields));
+  }
+
+  #general() {
+    const document_ = this.draft.document();
+    const fields = [];
+    for (const [part, property] of Object.entries(this.schema.properties)) {
+      if (TAGGED.includes(part)) continue;
+      const definition = resolved(property, this.schema);
+      if (!definition.properties) fields.push(this.#field(part, null, definition, document_[part]));
+      else for (const [key, inner] of Object.entries(definition.properties)) {
+        fields.push(this.#field(part, key, resolved(inner, this.schema), document_[part][key]));
+      }
+    }
+    return element("fieldset", {}, element("legend", {}, "Sampling, optimiser, pacing"), element("div", { class: "fields" }, fields));
+  }
+
+  #field(part, key, definition, value) {
+    const id = key === null ? part : `${part}.${key}`;
+    const change = (next) => {
+      this.draft.set(part, key, next);
+      this.#show();
+    };
+    const shared = { id, "aria-describedby": `${id}-about` };
+    let input;
+    if (definition.type === "boolean") {
+      input = element("input", { ...shared, type: "checkbox", checked: value === true, onchange: (e) => change(e.target.checked) });
+    } else if (definition.enum) {
+      const options = definition.enum.map((option) => element("option", { value: option, selected: option === value }, words(option)));
+      input = element("select", { ...shared, onchange: (e) => change(e.target.value) }, options);
+    } else {
+      const shown = value === null || value === undefined ? "" : String(value);
+      const placeholder = definition.nullable ? "not set" : "";
+      input = element("input", { ...shared, type: "text", inputmode: "decimal", placeholder, value: shown, oninput: (e) => change(typed(e.target.value, definition)) });
+    }
+    const about = element("small", { id: `${id}-about`, class: "about" }, definition.description || "");
+    return element("div", { class: definition.type === "boolean" ? "field check" : "field", "data-path": id },
+      element("label", { for: id }, words(key ?? part)), input, about, errorPlace(id));
+  }
+
+  #choose(part, kind) {
+    this.draft.choose(part, kind);
+    this.note = "";
+    if (part === "algorithm") this.#fitHints(kind);
+    this.#clearErrors();
+    this.#build();
+    document.getElementById(`${part}.kind`).focus();
+  }
+
+  // An algorithm that the hint policy does not feed would be refused: choose one that does, and say so.
+  #fitHints(kind) {
+    const algorithm = this.choices.algorithm.find((entry) => entry.kind === kind);
+    const fits = (policy) => algorithm.requires.every((m) => policy.provides.includes(m)) && policy.provides.every((m) => algorithm.accepts.includes(m));
+    const current = this.choices.hints.find((entry) => entry.kind === this.draft.document().hints.kind);
+    if (!current || fits(current)) return;
+    const fitting = this.choices.hints.find(fits);
+    if (!fitting) return;
+    this.draft.choose("hints", fitting.kind);
+    this.note = `The hint policy changes to “${fitting.title}” as well: “${current.title}” does not suit ${algorithm.title}.`;
+  }
+
+  #show() {
+    const changes = this.draft.changes();
+    const touched = new Set(changes.map((change) => change.path));
+    for (const field of this.parts.querySelectorAll("[data-path]")) field.classList.toggle("changed", touched.has(field.dataset.path));
+    this.diff.replaceChildren(...(changes.length ? changes.map(changeLine) : [element("li", { class: "quiet-text" }, "Nothing yet: change a value above.")]));
+    if (this.note) this.diff.append(element("li", { class: "note" }, this.note));
+    this.apply.disabled = changes.length === 0;
+    this.undo.disabled = changes.length === 0;
+    if (changes.length) this.done.textContent = "";
+  }
+
+  #discard() {
+    this.draft.discard();
+    this.note = "";
+    this.#clearErrors();
+    this.#build();
+  }
+
+  async #apply() {
+    this.#clearErrors();
+    this.apply.disabled = true;
+    const reason = this.reason.value.trim();
+    const path = `/v1/config${reason ? `?reason=${encodeURIComponent(reason)}` : ""}`;
+    try {
+      const decision = await send("PUT", path, this.draft.document(), { "If-Match": `"${this.draft.revision}"`, "X-Tributary-Author": "dashboard" });
+      this.draft.discard();
+      this.note = "";
+      this.reason.value = "";
+      this.rebase(decision.revision, decision.config);
+      this.done.textContent = `Revision ${decision.revision} is asked for; it takes effect at the learner's next step.`;
+      this.onApplied(decision);
+    } catch (problem) {
+      this.#refused(problem);
+    }
+  }
+
+  #refused(problem) {
+    this.apply.disabled = false;
+    if (problem.status === 412) {
+      this.alert.textContent = "Somebody changed the configuration first. Look at what will change now, then apply again.";
+      this.onApplied(null);
+      return;
+    }
+    const homeless = [];
+    for (const { path, message } of problem.errors || []) {
+      const place = document.getElementById(`${path}-error`) || document.getElementById(`${path}.kind-error`);
+      if (!place) homeless.push(path ? `${path}: ${message}` : message);
+      else {
+        place.textContent = message;
+        document.getElementById(path)?.setAttribute("aria-invalid", "true");
+      }
+    }
+    this.alert.textContent = homeless.join(" ") || (problem.errors?.length ? "The marked values were refused." : problem.message);
+    this.form.querySelector("[aria-invalid]")?.focus();
+  }
+
+  #clearErrors() {
+    this.alert.textContent = "";
+    this.done.textContent = "";
+    for (const place of this.form.querySelectorAll(".field-error")) place.textContent = "";
+    for (const input of this.form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+  }
+}
+
+export function changeLine({ path, before, after }) {
+  return element("li", {}, element("code", {}, path), " ",
+    element("del", {}, literal(before)), element("span", { class: "arrow", "aria-label": "becomes" }, " → "), element("ins", {}, literal(after)));
+}
+
+function errorPlace(id) {
+  return element("p", { class: "error field-error", id: `${id}-error`, role: "alert" });
+}
+
+function paper(entry) {
+  if (!entry?.paper?.startsWith("https://")) return null;
+  return element("a", { href: entry.paper, rel: "noreferrer", target: "_blank" }, "Paper");
+}
+
+// What was typed, as JSON: text that is no number is sent as text, so that the server says what is wrong with it.
+function typed(text, definition) {
+  const trimmed = text.trim();
+  if (trimmed === "") return definition.nullable ? null : "";
+  return Number.isFinite(Number(trimmed)) ? Number(trimmed) : trimmed;
+}
