@@ -150,11 +150,14 @@ def install_cpu_torch(venv: Path) -> None:
     except PipError as error:
         if "No matching distribution" not in error.said:
             raise
+        nowhere = error
     index = os.environ.get("TORCH_CPU_INDEX", "").strip()
     if index:
         source = ["--no-deps", "--index-url", index]
         pip(venv, f"torch {version} from TORCH_CPU_INDEX", [*source, f"torch=={version}"])
         return
+    if "(from versions: none)" in nowhere.said:  # no torch of any kind: pip reaches no index at all
+        raise nowhere
     print(
         "set-up: pip's index has torch only with CUDA (several GB more); to avoid that, press Ctrl-C and set "
         "TORCH_CPU_INDEX to PyTorch's own CPU index.",

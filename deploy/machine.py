@@ -1,6 +1,6 @@
 """What a machine must have before the environment is made: a GPU or not, a Python, a few system packages.
 
-Standard library only, and nothing newer than Python 3.8 understands: an old Python has to be able to say that it is old.
+Standard library only, and nothing that Python 3.8 cannot read: an old Python has to be able to say that it is old.
 """
 
 from __future__ import annotations

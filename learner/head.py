@@ -49,10 +49,10 @@ class _ChunkedHead(torch.autograd.Function):
             part = slice(start, start + manner.chunk)
             logits_CV = _logits(_operand(hidden_TH[part], hidden_TH), operand_VH, bias, manner.temperature)
             normaliser_C = torch.logsumexp(logits_CV, dim=1)
-            logprobs_T[part] = logits_CV.gather(1, labels_T[part, None]).squeeze(1) - normaliser_C
-            # H = lse - Σ p z, and p from the log-probs in place: one [C, V] buffer beside the logits.
-            probs_CV = (logits_CV - normaliser_C[:, None]).exp_()
-            entropy_T[part] = normaliser_C - probs_CV.mul_(logits_CV).sum(dim=1)
+            logprobs_CV = logits_CV.sub_(normaliser_C[:, None])
+            logprobs_T[part] = logprobs_CV.gather(1, labels_T[part, None]).squeeze(1)
+            # -Σ p log p, not lse - Σ p z: that is a small difference of large numbers where the policy is sure.
+            entropy_T[part] = logprobs_CV.exp().mul_(logprobs_CV).sum(dim=1).neg_()
             normaliser_T[part] = normaliser_C
         ctx.save_for_backward(hidden_TH, head_VH, bias, labels_T, normaliser_T, entropy_T)
         ctx.manner = manner

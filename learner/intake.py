@@ -1,8 +1,8 @@
 """Intake: groups from the stream, in order, decoded and checked ahead of need.
 
 What this consumer was given and has not acknowledged comes first (after a restart: everything since the checkpoint),
-then new entries. Any reply may be lost on its way, so after a call that brought none, entries that became ours unnoticed
-are asked for before new ones.
+then new entries. Any reply may be lost on its way, so after a call that brought none, entries that became ours
+unnoticed are asked for before new ones.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def published_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """A copy of the weights on the CPU as a Hugging Face checkpoint holds them; floating ones in `dtype`."""
-    original: dict[str, Tensor] = revert_weight_conversion(model, named_weights(model))
+    original = cast(dict[str, Tensor], revert_weight_conversion(model, named_weights(model)))
     return {name: _copied(tensor, dtype) for name, tensor in original.items()}
 
 

@@ -38,7 +38,7 @@ class Publisher:
         """Publish `weights` as a version higher than any before it. NotWritten or WeightsError if the disk fails."""
         newest = await self.recent(1)
         on_disk = await asyncio.to_thread(self._store.versions)
-        version = 1 + max(self._process.version, *(m.version for m in newest), *on_disk[-1:])
+        version = 1 + max([self._process.version, *(m.version for m in newest), *on_disk])
         manifest = await asyncio.to_thread(self._store.write, version, weights, origin)
         await self._process.patiently("announce a weight version", lambda: self._announce(manifest))
         self._process.hold_version(version)

@@ -2,10 +2,10 @@
 
     python examples/addition/make_base.py --out examples/addition/base --seed 0
 
-A Llama-shaped model of 0.33 M parameters learns from demonstrations of easy problems only. In those a column that a carry
-comes into never carries itself, so the model is sure that none does: sampling from it does not solve a hard problem,
-and reinforcement learning alone has nothing to reinforce. The model is saved only if it passes the gate: greedy accuracy
-on easy and on hard problems.
+A Llama-shaped model of 0.33 M parameters learns from demonstrations of easy problems only. There, a column that gets a
+carry never carries itself, so the model is sure that none ever does: sampling from it does not solve a hard problem,
+and reinforcement learning alone finds nothing to reinforce. The model is saved only if it passes the gate: greedy
+accuracy on easy and on hard problems.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, the repository is not on the path
 
-from examples.addition.greedy import greedy_accuracy  # noqa: E402
-from examples.addition.task import EASY, HARD, PROMPT_LENGTH, demonstration, draw_distinct, draw_problem, prompt  # noqa: E402
-from examples.addition.tokenizer import character_tokenizer  # noqa: E402
+from examples.addition.greedy import greedy_accuracy
+from examples.addition.task import EASY, HARD, PROMPT_LENGTH, demonstration, draw_distinct, draw_problem, prompt
+from examples.addition.tokenizer import character_tokenizer
 
 MAX_POSITIONS = 128
 STEPS = 1000
@@ -137,6 +137,7 @@ def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, out: 
     """Write weights, configuration and tokenizer as a directory that transformers and vLLM load."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # written for its owner only, but an engine may run as another user
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, the repository is not on the path
 
-from examples.addition.task import EASY, HARD, Problem, answer, demonstration, draw_distinct, prompt  # noqa: E402
+from examples.addition.task import EASY, HARD, Problem, answer, demonstration, draw_distinct, prompt
 
 
 def make_rows(problems: Sequence[Problem], without_demonstration: frozenset[int]) -> list[dict[str, str | None]]:

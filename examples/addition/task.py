@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 COLUMNS = 4
 STEP_END = ";"
@@ -31,8 +30,8 @@ EASY: tuple[CarryPattern, ...] = ((), (), (), (), (0,), (1,), (2,), (3,))
 HARD: tuple[CarryPattern, ...] = ((0, 1, 2), (1, 2, 3), (0, 1, 2, 3))
 """Carries that run through three or four columns: what the base model never gets right, however often it samples.
 
-Runs of three stand beside runs of four so that "always carry" is no solution, and a model that learns to carry can still
-add without it.
+Runs of three stand beside runs of four so that "always carry" is no solution: a model that learns to carry must still
+look at the digits.
 """
 
 
@@ -88,7 +87,7 @@ def digit(number: int, column: int) -> int:
 
 
 def draw_problem(rng: random.Random, patterns: Sequence[CarryPattern]) -> Problem:
-    """A problem that carries as one of `patterns` says, each equally likely, with digits that are equally likely then."""
+    """A problem that carries as one of `patterns` says: the pattern is drawn first, then digits that make it so."""
     pattern = rng.choice(patterns)
     left = right = carry = 0
     for column in range(COLUMNS):

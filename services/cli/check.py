@@ -7,9 +7,11 @@ import errno
 import importlib.util
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ _NVIDIA = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 
 @dataclass(slots=True)
 class Report:
-    """What a check found. problems: why the run cannot start, each with its remedy. notes: what is left to load time."""
+    """What a check found. problems: why the run cannot start, each with its remedy. notes: what only loading shows."""
 
     problems: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
@@ -134,7 +136,7 @@ def _hub_notes(settings: RunFile) -> Iterator[str]:
 
 
 async def _inspect_inside(settings: RunFile, run_file: Path, report: Report) -> None:
-    """Let the curriculum and the generator, programs of their own, tell what is wrong with data, tokenizer and grader."""
+    """Let curriculum and generator, programs of their own, tell what is wrong with data, tokenizer and grader."""
     curriculum, generator = await asyncio.gather(
         _ask(settings, run_file, "curriculum"), _ask(settings, run_file, "generator")
     )
@@ -156,10 +158,13 @@ async def _ask(settings: RunFile, run_file: Path, role: str) -> dict[str, Any]:
     try:
         output, complaints = await asyncio.wait_for(process.communicate(), INSIDE_S)
     except TimeoutError:
-        return {"problems": [f"the check of the {role} took more than {INSIDE_S:.0f} s: try a smaller [data] limit first"]}
+        return {
+            "problems": [f"the check of the {role} took more than {INSIDE_S:.0f} s: try a smaller [data] limit first"]
+        }
     finally:
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     return _answer(role, output.decode(errors="replace"), complaints.decode(errors="replace"))
 

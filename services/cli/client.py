@@ -84,14 +84,16 @@ class ControlClient:
             response = self._http.request(method, path, **arguments)
         except httpx.TimeoutException as error:
             raise ControlUnreachable(
-                f"the control plane at {self.url} did not answer within {TIMEOUT_S:.0f} s: see `tributary status`, or its log"
+                f"the control plane at {self.url} did not answer within {TIMEOUT_S:.0f} s: its log may say why"
             ) from error
         except httpx.HTTPError as error:
             raise ControlUnreachable(
                 f"the control plane at {self.url} cannot be reached ({error}): is the run up, and the address right?"
             ) from error
         except httpx.InvalidURL as error:
-            raise ControlUnreachable(f"{self.url!r} is not an address ({error}): it looks like http://host:port") from error
+            raise ControlUnreachable(
+                f"{self.url!r} is not an address ({error}): it looks like http://host:port"
+            ) from error
         return _document(response, self.url)
 
 

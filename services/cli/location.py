@@ -119,7 +119,7 @@ def control_url(run: Path | None, url: str | None) -> str:
         return given.rstrip("/")
     state = find(run)
     if not state.url:
-        raise NoRun(f"the run {state.run} is still starting: its control plane has no address yet; try again in a moment")
+        raise NoRun(f"the run {state.run} is still starting and has no address yet: try again in a moment")
     return state.url
 
 

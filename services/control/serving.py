@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Iterator
 
 import uvicorn
 from redis.exceptions import RedisError
 
 from common.connection import is_passing
-from common.errors import SettingsError
 from common.events import EventKind
 from common.process import Process
 from services.control.app import create_app
@@ -29,15 +27,10 @@ log = logging.getLogger(__name__)
 
 
 async def main(process: Process) -> int:
-    """Serve the control plane of a run. 2 if its address cannot be used, 0 when it was told to stop."""
+    """Serve the control plane of a run until told to stop. SettingsError if its address cannot be used."""
     token = os.environ.get(TOKEN_VARIABLE) or None
     address = process.settings.control
-    try:
-        listener = listen(address.host, address.port, guarded=token is not None)
-    except SettingsError as error:
-        process.trouble = str(error)
-        print(f"control: {error}", file=sys.stderr)
-        return 2
+    listener = listen(address.host, address.port, guarded=token is not None)
     control = Control.of(process)
     await process.patiently("make the first revision", lambda: control.steering.seed(process.settings.live))
     server = Server(

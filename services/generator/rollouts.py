@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +16,11 @@ from typing import Any, Protocol
 from common.trajectory import Logprobs, Request, Tokens, Trajectory
 from services.generator.engine import Completion, EngineStatistics
 from services.generator.graders import Grade
-from services.generator.grading import Grading
 from services.generator.tokenizer import Detokenizer
 from services.generator.trajectories import demonstrated, opening, sampled
+
+AskGrader = Callable[[str, str], Awaitable[Grade]]
+"""(response text, answer) → grade, from wherever graders run. Raises GraderFailed."""
 
 
 class SamplingEngine(Protocol):
@@ -75,11 +77,11 @@ class Draw:
 
 
 class Rollouts:
-    """Makes graded trajectories with an engine, a grader pool and the policy's tokenizer."""
+    """Makes graded trajectories with an engine, a grader and the policy's tokenizer."""
 
-    def __init__(self, engine: SamplingEngine, grading: Grading, detokenize: Detokenizer) -> None:
+    def __init__(self, engine: SamplingEngine, grade: AskGrader, detokenize: Detokenizer) -> None:
         self._engine = engine
-        self._grading = grading
+        self._ask = grade
         self._detokenize = detokenize
         self._numbers = itertools.count()
 
@@ -106,7 +108,7 @@ class Rollouts:
         return [demonstrated(request.prompt_tokens, d, grade) for d, grade in zip(whole, grades, strict=True)]
 
     async def _grade(self, request: Request, response: Tokens) -> Grade:
-        return await self._grading.grade(self._detokenize(response), request.answer)
+        return await self._ask(self._detokenize(response), request.answer)
 
 
 async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -62,7 +62,7 @@ class Generator:
         self._process = process
         self._engine = engine
         self._metrics = GeneratorMetrics(process.registry)
-        self._answerer = Answerer(process.name, engine, Rollouts(engine, grading, detokenize))
+        self._answerer = Answerer(process.name, engine, Rollouts(engine, grading.grade, detokenize))
         self._refresh = Refresh(process, engine, self._metrics)
         self._intake = Intake(process, f"{process.name}.{os.getpid()}", self._carry_out, self._metrics.reclaimed)
         self._pulse = Pulse(

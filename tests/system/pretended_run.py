@@ -96,7 +96,7 @@ class PretendedRun:
             "trajectories": 64,
             "tokens": 2900,
             "tokens_per_s": 1400 + self._noise(200),
-            "grad_norm": 0.7,
+            "grad_norm": 0.7 + self._noise(0.3),
             "learning_rate": 1e-4,
             "hint_length": None,
             "clip_fraction": {"policy": 0.01},

@@ -41,7 +41,9 @@ def _phase_table(summary: Summary) -> Table:
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
     for phase in summary.phases:
         held = [_held(phase.held.get(name)) for name in names]
-        table.add_row(str(phase.revision), _what(phase), _steps(phase), f"{phase.seconds:.0f}", number(phase.reward), *held)
+        table.add_row(
+            str(phase.revision), _what(phase), _steps(phase), f"{phase.seconds:.0f}", number(phase.reward), *held
+        )
     return table
 
 
@@ -62,7 +64,10 @@ def _figures(summary: Summary) -> Table:
     measured = summary.measured
     delays = [phase.first - phase.asked_after for phase in summary.phases if phase.asked_after and phase.revision > 1]
     rows = [
-        ("first optimiser step", "–" if measured.first_step_s is None else f"{measured.first_step_s:.1f} s after the start"),
+        (
+            "first optimiser step",
+            "–" if measured.first_step_s is None else f"{measured.first_step_s:.1f} s after the start",
+        ),
         ("this session", f"{measured.seconds:.0f} s, {measured.restarts} restarts of processes"),
         ("peak memory", f"{measured.peak_memory_bytes / 2**30:.2f} GiB, all processes together"),
         ("weight versions", f"{summary.publications} published, {summary.updates} applied in flight"),

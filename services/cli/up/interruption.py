@@ -28,7 +28,9 @@ class Interruption:
         """Take signals in while the block runs."""
         loop = asyncio.get_running_loop()
         # Under nohup SIGHUP is ignored, and has to stay so.
-        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP]
+        heard = [
+            number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP
+        ]
         for number in heard:
             loop.add_signal_handler(number, self.note)
         try:

@@ -31,7 +31,9 @@ class Ledger:
 
     async def erase(self) -> int:
         """Delete everything of the run and return how many keys that were."""
-        names = [key async for key in self._redis.scan_iter(match=self._keys.config.removesuffix("config") + "*", count=1000)]
+        names = [
+            key async for key in self._redis.scan_iter(match=self._keys.config.removesuffix("config") + "*", count=1000)
+        ]
         return int(await self._redis.unlink(*names)) if names else 0
 
     async def begin(self) -> None:
@@ -42,7 +44,7 @@ class Ledger:
     async def facts(self) -> dict[str, str]:
         """The facts of the run."""
         with suppress(RedisError, OSError):
-            known = await self._redis.hgetall(self._keys.facts)  # pyright: ignore
+            known: dict[bytes, bytes] = await self._redis.hgetall(self._keys.facts)  # pyright: ignore
             return {key.decode(): value.decode() for key, value in known.items()}
         return {}
 

@@ -1,4 +1,4 @@
-"""The phases of a run: the stretches of steps during which one revision was in force at the learner, and their figures."""
+"""The phases of a run: the steps during which one revision was in force at the learner, and their figures."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ async def prepare(options: Options) -> Prepared:
 def set_aside(settings: RunFile) -> list[Path]:
     """Move what an earlier run left out of the way; the new places of what was moved."""
     directory = settings.run.directory
-    elsewhere = [p for p in (settings.checkpoints_directory, settings.weights_directory) if not p.is_relative_to(directory)]
+    elsewhere = [
+        p for p in (settings.checkpoints_directory, settings.weights_directory) if not p.is_relative_to(directory)
+    ]
     with location.hold(directory):
         moved = [location.set_aside(path) for path in (*elsewhere, directory)]
     return [path for path in moved if path is not None]

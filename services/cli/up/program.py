@@ -27,7 +27,7 @@ class Program:
 
 
 class Child:
-    """One running program, in a session of its own: the terminal's Ctrl-C does not reach it, and we can find all of it."""
+    """One running program, in a session of its own: the terminal's Ctrl-C passes it by, and all of it can be found."""
 
     def __init__(self, program: Program, now_s: float) -> None:
         self.program = program

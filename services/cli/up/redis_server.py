@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from common import connection
 from common.errors import RedisUnavailable, TributaryError
 from common.settings import RunFile
 from services.cli.up.program import Program
+from services.cli.up.programs import environment, log_path
 
 LOADING_S = 60.0
 _LOOK_S = 0.05
@@ -73,15 +75,15 @@ def _version(path: Path) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else ()
 
 
-def own_server(executable: Path, run_directory: Path) -> RedisServer:
+def own_server(executable: Path, settings: RunFile) -> RedisServer:
     """A server with a free port and a directory of its own. What an earlier server left there is loaded again."""
-    directory = run_directory / "redis"
+    directory = settings.run.directory / "redis"
     directory.mkdir(parents=True, exist_ok=True)
     port, password = _free_port(), secrets.token_urlsafe(24)
-    settings = directory / "redis.conf"
-    settings.touch(mode=0o600)
-    # Loopback is shared by every user of the machine: the password keeps the others out, and stays off the command line.
-    settings.write_text(
+    configuration = directory / "redis.conf"
+    configuration.touch(mode=0o600)
+    # Every user of this machine reaches loopback: the password keeps others out, and stays off the command line.
+    configuration.write_text(
         f'bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir "{directory}"\n'
         'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n',
         encoding="utf-8",
@@ -90,9 +92,9 @@ def own_server(executable: Path, run_directory: Path) -> RedisServer:
     program = Program(
         name="redis",
         role="redis",
-        command=(*tether, str(executable), str(settings)),
-        environment=dict(os.environ),
-        log=run_directory / "logs" / "redis.log",
+        command=(*tether, str(executable), str(configuration)),
+        environment=environment(settings, "redis"),
+        log=log_path(settings, "redis"),
         last=True,
     )
     return RedisServer(program, f"redis://:{password}@127.0.0.1:{port}/0")
@@ -104,10 +106,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def wait_until_ready(redis: Redis, url: str) -> None:
-    """Return once our own server answers and has loaded its data; RedisUnavailable after LOADING_S."""
+async def wait_until_ready(redis: Redis, url: str, supervise: Callable[[], None]) -> None:
+    """Return once our own server answers and has loaded its data; an error after LOADING_S. Supervises it meanwhile."""
     deadline_s = asyncio.get_running_loop().time() + LOADING_S
     while True:
+        supervise()
         try:
             await connection.check(redis, url)
             return

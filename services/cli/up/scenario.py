@@ -75,7 +75,7 @@ def load_scenario(path: Path) -> Scenario:
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise SettingsError(
-            f"{path} is not a scenario: {'; '.join(problems)} (it is made of [[change]] tables with at_step, say and patch)"
+            f"{path} is not a scenario: {'; '.join(problems)} (give [[change]] tables with at_step, say and patch)"
         ) from error
 
 
@@ -90,7 +90,7 @@ def scenario_problems(scenario: Scenario, live: LiveConfig, max_steps: int | Non
             return
         if max_steps is not None and change.at_step >= max_steps:
             yield (
-                f"change {number} of the scenario is due at step {change.at_step}, but the run ends after step {max_steps}: "
+                f"change {number} of the scenario is due at step {change.at_step}, but step {max_steps} is the last: "
                 "move it forward, or raise [learner] max_steps"
             )
 

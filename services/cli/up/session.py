@@ -14,6 +14,7 @@ from common.errors import SettingsError
 from common.keys import Keys
 from common.settings import RunFile
 from services.cli import location
+from services.cli.exit_codes import FAILED, INTERRUPTED, OK, UNUSABLE
 from services.cli.progress import Progress
 from services.cli.up import closing, logs
 from services.cli.up.interruption import Interruption
@@ -29,9 +30,8 @@ from services.cli.up.timetable import Timetable
 from services.cli.up.vigil import Vigil
 from services.cli.voice import Voice
 
-INTERRUPTED = 130
-FAILED = 1
 _LOG_LINES = 8
+_FAREWELL_S = 1.0
 
 
 async def conduct(options: Options, voice: Voice, resume_command: str) -> int:
@@ -53,7 +53,7 @@ async def conduct(options: Options, voice: Voice, resume_command: str) -> int:
             asked.cancel()
             voice.close()
     if session.summary is not None:
-        return 0
+        return OK
     voice.say(f"stopped; the run can be resumed with: {resume_command}", "stopped")
     return INTERRUPTED
 
@@ -73,35 +73,39 @@ class Session:
 
     async def run(self) -> int:
         """Check, start, follow to the end, summarise. Whatever happens, nothing is left running."""
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._stop)
-            prepared = await prepare(self._options)
-            settings = prepared.settings
-            for note in prepared.report.notes:
-                self._voice.say(note, "warning")
-            if self._options.fresh:
-                for place in set_aside(settings):
-                    self._voice.say(f"the old run lies in {place} now")
-            is_new = not settings.run.directory.exists()
-            stack.enter_context(location.hold(settings.run.directory))
-            # The programs are stopped while our connection and the lock are still there.
-            redis, url = await self._open_redis(settings, stack)
-            stack.push_async_callback(self._stop)
-            self._ledger = Ledger(redis, Keys(settings.run.name))
-            await self._take_up(settings, self._ledger, url, is_new)
-            return await self._work(prepared, self._ledger, url)
+        prepared = await prepare(self._options)
+        settings = prepared.settings
+        for note in prepared.report.notes:
+            self._voice.say(note, "warning")
+        if self._options.fresh:
+            for place in set_aside(settings):
+                self._voice.say(f"the old run lies in {place} now")
+        is_new = not settings.run.directory.exists()
+        try:
+            async with AsyncExitStack() as stack:
+                stack.enter_context(location.hold(settings.run.directory))
+                stack.push_async_callback(self._stop)
+                redis, url = await self._open_redis(settings, stack)
+                # Once more, so that the programs are stopped while our connection is still there.
+                stack.push_async_callback(self._stop)
+                self._ledger = Ledger(redis, Keys(settings.run.name))
+                await self._take_up(settings, self._ledger, url, is_new)
+                await self._work(prepared, self._ledger, url)
+        except GaveUp as error:
+            return self._tell_failure(error)
+        return OK
 
     async def _open_redis(self, settings: RunFile, stack: AsyncExitStack) -> tuple[Redis, str]:
         """A connection to the Redis that is named, or to one of our own that is started now."""
         url = named_url(settings)
         if url is None:
-            server = own_server(find_executable(), settings.run.directory)
+            server = own_server(find_executable(), settings)
             url = server.url
             self._supervisor.add(server.program)
         redis = connection.connect(url)
         stack.push_async_callback(redis.aclose)
         if named_url(settings) is None:
-            await wait_until_ready(redis, url)
+            await wait_until_ready(redis, url, self._supervisor.tick)
             self._supervisor.mark_ready("redis", self._supervisor.pid("redis"))
         version = await connection.check(redis, url)
         self._voice.say(f"Redis {version} at {connection.without_password(url)}", "redis")
@@ -113,15 +117,16 @@ class Session:
             await ledger.erase()
         elif await ledger.holds_a_run():
             if is_new:
+                where, directory = connection.without_password(url), settings.run.directory
                 raise SettingsError(
-                    f"Redis at {connection.without_password(url)} holds a run named {settings.run.name!r}, but its directory "
-                    f"{settings.run.directory} is missing: start over with --fresh, restore it, or change [run] name"
+                    f"Redis at {where} holds a run named {settings.run.name!r}, but its directory {directory} "
+                    "is missing: start over with --fresh, restore the directory, or change [run] name"
                 )
             self._voice.say(f"resuming the run in {settings.run.directory}", "resumed")
         await ledger.begin()
         ledger.note(SESSION, SESSION, "started", self._started_s)
 
-    async def _work(self, prepared: Prepared, ledger: Ledger, url: str) -> int:
+    async def _work(self, prepared: Prepared, ledger: Ledger, url: str) -> None:
         """Start every program and watch over them until the run is done."""
         settings = prepared.settings
         self._progress.run, self._progress.max_steps = settings.run.name, settings.learner.max_steps
@@ -143,12 +148,9 @@ class Session:
             if self._options.keep:
                 self._voice.say(f"left running: {self._progress.dashboard} (Ctrl-C stops everything)", "kept")
                 await vigil.for_ever(*others)
-        except GaveUp as error:
-            return self._tell_failure(error)
         finally:
             for task in others:
                 task.cancel()
-        return 0
 
     async def _sum_up(self, settings: RunFile, ledger: Ledger, vigil: Vigil, narrator: Narrator) -> None:
         """Stop everything unless it is to be kept, and show what became of the run."""
@@ -173,7 +175,8 @@ class Session:
         """Stop every program, Redis last. Nothing happens the second time."""
         if self._ledger is not None:
             self._ledger.note(SESSION, SESSION, "stopped", time.time())
-            await self._ledger.write()
+            with suppress(TimeoutError):  # a frozen Redis must not hold everything up
+                await asyncio.wait_for(self._ledger.write(), _FAREWELL_S)
             self._ledger = None
         await self._supervisor.stop(self._interruption.hurry)
 
@@ -203,4 +206,4 @@ class Session:
         for line in logs.last_lines(error.program.log, 1 if error.unusable else _LOG_LINES, error.log_start):
             self._voice.say(f"  {line}", "log", name=error.program.name)
         self._voice.say(f"its log: {error.program.log}", "note")
-        return location.UNUSABLE if error.unusable else FAILED
+        return UNUSABLE if error.unusable else FAILED

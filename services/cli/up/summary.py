@@ -25,7 +25,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run as it stands at its end. pause_share: mean pause of an engine divided by the mean time between two updates."""
+    """A run as it stands at its end. pause_share: an engine's mean pause divided by the mean time between updates."""
 
     run: str
     steps: int

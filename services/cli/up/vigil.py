@@ -1,4 +1,4 @@
-"""The vigil over a session: again and again, looks after the programs, the facts and the memory, until the run is done."""
+"""The vigil over a session: looks after programs, facts and memory, again and again, until the run is done."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ class Vigil:
     """Watches over running programs. on_address is called with the control plane's address whenever it is a new one."""
 
     def __init__(
-        self, supervisor: Supervisor, ledger: Ledger, progress: Progress, voice: Voice, on_address: Callable[[str], None]
+        self,
+        supervisor: Supervisor,
+        ledger: Ledger,
+        progress: Progress,
+        voice: Voice,
+        on_address: Callable[[str], None],
     ) -> None:
         self._supervisor = supervisor
         self._ledger = ledger
@@ -91,7 +96,9 @@ class Vigil:
         if facts.get("evaluated") == facts["finished"]:
             self._done = True
         elif now_s - self._finished_s > EVALUATION_S:
-            self._voice.say(f"the last evaluation did not come within {EVALUATION_S:.0f} s: summing up without it", "warning")
+            self._voice.say(
+                f"the last evaluation did not come within {EVALUATION_S:.0f} s: summing up without it", "warning"
+            )
             self._done = True
 
     def _measure(self) -> None:

@@ -6,10 +6,11 @@ const CHARTS = [
   { name: "reward", title: "Reward", note: "mean of sampled responses", smooth: true, colors: ["--policy"] },
   { name: "accuracy", title: "Held-out accuracy", note: "greedy", format: percent, share: true, markers: true },
   { name: "entropy", title: "Entropy", note: "nats per sampled token", smooth: true, colors: ["--policy"] },
-  { name: "staleness", title: "Staleness", note: "versions behind", colors: ["--policy", "--faint"], fromZero: true },
+  { name: "staleness", title: "Staleness", note: "versions behind", named: { mean: "--policy", largest: "--faint" }, fromZero: true },
   { name: "rates", title: "Tokens per second", note: "", named: { generated: "--policy", trained: "--expert" }, fromZero: true },
   { name: "ratio", title: "Importance ratio", note: "mean by source, log scale", named: "source", log: true },
   { name: "sample-size", title: "Effective sample size", note: "share by source", named: "source", format: percent, share: true },
+  { name: "gradient", title: "Gradient norm", note: "before clipping", smooth: true, colors: ["--policy"], fromZero: true },
   { name: "nll", title: "Held-out NLL", note: "demonstrations, nats per token", markers: true, optional: true },
   { name: "hints", title: "Hint length", note: "mean tokens shown", optional: true, colors: ["--expert"], fromZero: true },
 ];
@@ -63,12 +64,12 @@ export class Charts {
   #drawOne({ chart, plot, legend, empty }, lines, color) {
     empty.hidden = lines.size > 0;
     const names = [...lines.keys()].sort();
-    const traces = names.flatMap((name, i) => this.#traces(chart, name, lines.get(name), color(colorOf(chart, name, i))));
+    const traces = names.flatMap((name) => this.#traces(chart, name, lines.get(name), color(colorOf(chart, name, names))));
     window.Plotly.react(plot, traces, this.#layout(chart, lines, color), { displayModeBar: false, responsive: true });
     const format = chart.format || number;
-    legend.replaceChildren(...names.map((name, i) => {
+    legend.replaceChildren(...names.map((name) => {
       const chip = element("span", { class: "chip" });
-      chip.style.background = color(colorOf(chart, name, i));
+      chip.style.background = color(colorOf(chart, name, names));
       return element("li", {}, chip, names.length > 1 || chart.markers ? `${name} ` : "",
         element("b", {}, format(lines.get(name).at(-1).value)));
     }));
@@ -104,7 +105,8 @@ export class Charts {
       hoverlabel: { bgcolor: color("--card"), bordercolor: color("--grid"), font: { color: color("--text") } },
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       uirevision: this.axis,
-      xaxis: { ...axis, type: this.axis === "step" ? "linear" : "date", hoverformat: this.axis === "step" ? "" : "%H:%M:%S", nticks: 6 },
+      xaxis: { ...axis, type: this.axis === "step" ? "linear" : "date", hoverformat: this.axis === "step" ? "d" : "%H:%M:%S", nticks: 6,
+        unifiedhovertitle: { text: this.axis === "step" ? "step %{x}" : "%{x}" } },
       yaxis: {
         ...axis,
         type: chart.log ? "log" : "linear",
@@ -145,8 +147,12 @@ export class Charts {
   }
 }
 
-function colorOf(chart, name, index) {
+// A data set keeps its color, and lends it to its pass@k.
+function colorOf(chart, name, names) {
+  const index = names.indexOf(name);
+  const datasets = names.filter((other) => !other.includes(" pass@"));
   if (chart.named === "source") return SOURCES[name] || "--fourth";
+  if (chart.markers) return PALETTE[datasets.indexOf(name.split(" pass@")[0]) % PALETTE.length];
   if (chart.named) return chart.named[name] || "--fourth";
   return (chart.colors || PALETTE)[index % (chart.colors || PALETTE).length];
 }

@@ -2,7 +2,7 @@
 
 import { send } from "./api.js";
 import { Draft, resolved, TAGGED } from "./draft.js";
-import { element, literal, words } from "./format.js";
+import { element, literal, plain, words } from "./format.js";
 
 export class SwitchForm {
   // catalogue: {algorithms, policies}; schema: of the whole live configuration.
@@ -39,7 +39,7 @@ export class SwitchForm {
     this.undo = element("button", { type: "button", onclick: () => this.#discard() }, "Discard");
     this.form.replaceChildren(
       this.parts,
-      element("div", { class: "decide" },
+      this.decide = element("div", { class: "decide" },
         element("h3", {}, "What will change"), this.diff,
         element("label", { class: "field wide", for: "reason" }, element("span", {}, "Reason (optional)"), this.reason),
         this.alert,
@@ -106,7 +106,7 @@ export class SwitchForm {
       const options = definition.enum.map((option) => element("option", { value: option, selected: option === value }, words(option)));
       input = element("select", { ...shared, onchange: (e) => change(e.target.value) }, options);
     } else {
-      const shown = value === null || value === undefined ? "" : String(value);
+      const shown = typeof value === "number" ? plain(value) : value ?? "";
       const placeholder = definition.nullable ? "not set" : "";
       input = element("input", { ...shared, type: "text", inputmode: "decimal", placeholder, value: shown, oninput: (e) => change(typed(e.target.value, definition)) });
     }
@@ -142,6 +142,7 @@ export class SwitchForm {
     for (const field of this.parts.querySelectorAll("[data-path]")) field.classList.toggle("changed", touched.has(field.dataset.path));
     this.diff.replaceChildren(...(changes.length ? changes.map(changeLine) : [element("li", { class: "quiet-text" }, "Nothing yet: change a value above.")]));
     if (this.note) this.diff.append(element("li", { class: "note" }, this.note));
+    this.decide.classList.toggle("pending-changes", changes.length > 0);
     this.apply.disabled = changes.length === 0;
     this.undo.disabled = changes.length === 0;
     if (changes.length) this.done.textContent = "";

@@ -25,8 +25,14 @@ export function age(seconds) {
   return `${Math.round(seconds / 3600)} h`;
 }
 
+// A number as a person writes it: 2e-6 rather than 0.000002.
+export function plain(value) {
+  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : String(value);
+}
+
 export function literal(value) {
   if (value === null || value === undefined) return "–";
+  if (typeof value === "number") return plain(value);
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 

@@ -29,8 +29,8 @@ export class History {
       element("div", { class: "entry-head" },
         element("b", {}, `r${revision.revision}`),
         element("span", { class: "badge" }, revision.config.algorithm.kind),
-        element("span", { class: "quiet-text" }, `${clock(revision.at_s)} · ${revision.author} · ${force}`),
         isCurrent ? element("span", { class: "badge now" }, "current") : this.#rollBack(revision.revision)),
+      element("p", { class: "quiet-text" }, `${clock(revision.at_s)} · ${revision.author} · ${force}`),
       revision.reason ? element("p", { class: "reason" }, revision.reason) : null,
       changes.length ? element("ul", { class: "diff" }, changes) : null,
       rest.length ? element("details", {}, element("summary", {}, `${rest.length} more`), element("ul", { class: "diff" }, rest)) : null);

@@ -40,6 +40,7 @@ export class RunRecord {
     this.add("staleness", "mean", at, data.staleness);
     this.add("staleness", "largest", at, data.staleness_max);
     this.add("rates", "trained", at, data.tokens_per_s);
+    this.add("gradient", "norm", at, data.grad_norm);
     this.add("hints", "hint length", at, data.hint_length);
     for (const [source, value] of Object.entries(data.ratio || {})) this.add("ratio", source, at, value);
     for (const [source, value] of Object.entries(data.effective_sample_size || {})) this.add("sample-size", source, at, value);

@@ -36,8 +36,7 @@ function showTiles(status) {
   const step = status.last_step || {};
   const tiles = [["Reward", number(step.reward), "newest step"]];
   for (const [name, evaluation] of Object.entries(status.evaluations)) {
-    const more = evaluation.k && evaluation.pass_at_k !== null ? `pass@${evaluation.k} ${percent(evaluation.pass_at_k)} · ` : "";
-    tiles.push([`Held-out ${name}`, percent(evaluation.accuracy), `${more}version ${evaluation.version}`]);
+    tiles.push([`Held-out ${name}`, percent(evaluation.accuracy), `version ${evaluation.version}`]);
   }
   tiles.push(["Generated", number(rates.generated_tokens_per_s), "tokens/s"]);
   tiles.push(["Trained", number(rates.trained_tokens_per_s), learner.waiting ? "tokens/s · waiting" : "tokens/s"]);
@@ -45,7 +44,7 @@ function showTiles(status) {
   tiles.push(["In flight", `${backlog.outstanding} / ${backlog.credit ?? "–"}`, "groups of credit"]);
   if (backlog.quarantined) tiles.push(["Quarantine", number(backlog.quarantined), "messages", "bad"]);
   byId("tiles").replaceChildren(...tiles.map(([name, value, unit, mood]) =>
-    element("div", { class: mood || null }, element("dt", {}, name), element("dd", {}, value, " ", element("small", {}, unit)))));
+    element("div", { class: mood || null }, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "unit" }, unit))));
 }
 
 function showProcesses(status) {

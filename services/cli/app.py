@@ -1,0 +1,93 @@
+"""`tributary`: the commands, and the edge at which every error becomes one sentence and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from redis.exceptions import RedisError
+
+from common.errors import ConfigRejected, SettingsError, TributaryError
+from services.cli.client import Refused
+from services.cli.commands import observing, steering
+from services.cli.exit_codes import FAILED, INTERRUPTED, UNUSABLE
+
+app = typer.Typer(
+    name="tributary",
+    help="Post-train language models with rollouts and demonstrations at the same time, and steer it while it runs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 unusable command line, run file or data, 130 interrupted.",
+)
+RunFileArgument = Annotated[Path, typer.Argument(help="the run file (TOML)", show_default=False)]
+
+
+@app.command()
+def up(
+    run_file: RunFileArgument,
+    scenario: Annotated[
+        Path | None, typer.Option(help="a timetable of changes (TOML), sent through the HTTP API as the steps go by")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="after the summary leave everything running, until Ctrl-C")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="start over: the old run directory is moved aside (runs/addition.1, ...)")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="plain lines even in a terminal")] = False,
+) -> None:
+    """Start a run, or resume it, and watch over it until it is done.
+
+    Starts Redis (unless REDIS_URL or the run file names one), control plane, curriculum, generators and learner, shows
+    how it goes, and ends with a summary. Ctrl-C stops everything; the same command goes on from where it was.
+    """
+    from services.cli.up.preparation import Options
+    from services.cli.up.session import conduct
+    from services.cli.voice import choose_voice
+
+    again = shlex.join(["tributary", *(argument for argument in sys.argv[1:] if argument != "--fresh")])
+    voice = choose_voice(as_json=as_json, plain=plain)
+    raise typer.Exit(asyncio.run(conduct(Options(run_file, scenario, keep, fresh), voice, again)))
+
+
+@app.command()
+def check(
+    run_file: RunFileArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON document")] = False,
+) -> None:
+    """Check a run file and everything that it names, without starting anything."""
+    from services.cli.commands.checking import show_check
+
+    raise typer.Exit(show_check(run_file, as_json=as_json))
+
+
+observing.register(app)
+steering.register(app)
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    try:
+        app()
+    except (TributaryError, RedisError, OSError) as error:
+        print(f"tributary: {error}", file=sys.stderr)
+        raise SystemExit(UNUSABLE if _is_unusable_input(error) else FAILED) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _is_unusable_input(error: Exception) -> bool:
+    """Whether something else has to be asked for, rather than the same again later."""
+    if isinstance(error, Refused):
+        return error.is_our_fault
+    return isinstance(error, SettingsError | ConfigRejected)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""A deterministic engine with the surface of services.generator.engine.Engine, and a generator process that runs on it.
+
+Responses are digits after a `#`, decided by prompt and member alone. Run as a program it is a whole generator service:
+`python tests/fake_engine.py RUN_FILE --name NAME`, paced by $FAKE_TOKEN_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
+from services.generator.engine import Completion, EngineDead, EngineError, EngineStatistics, WeightUpdateFailed
+from services.generator.engine_settings import EngineSettings
+from tiny_tokenizer import ALPHABET, EOS
+
+POISON = ALPHABET.index("z") + 3
+"""A prompt with this token kills the engine."""
+VOCABULARY = len(ALPHABET) + 3
+
+
+def encode(text: str) -> Tokens:
+    """Text in the tiny tokenizer's tokens."""
+    return np.array([ALPHABET.index(character) + 3 for character in text], np.int32)
+
+
+def decode(tokens: Tokens) -> str:
+    """Tokens as text, special ones left out."""
+    return "".join(ALPHABET[token - 3] for token in tokens.tolist() if token >= 3)
+
+
+def response_to(prompt: Tokens | list[int], member: int) -> Tokens:
+    """What the fake policy answers: `abc#` and the last digit of (sum of the prompt's tokens + member), then EOS."""
+    digit = (int(np.sum(np.asarray(prompt))) + member) % 10
+    return np.array([*encode(f"abc#{digit}"), EOS], np.int32)
+
+
+class FakeEngine:
+    """Samples one token every `token_s` seconds and member. `calls`: (prompt, n, temperature, max_tokens) of each."""
+
+    def __init__(self, *, context: int = 64, version: int = 0, token_s: float = 0.0) -> None:
+        self.version = version
+        self.healthy = True
+        self.max_model_len = context
+        self.calls: list[tuple[list[int], int, float, int]] = []
+        self.applied: list[int] = []
+        self.broken_updates = 0
+        self.closed = False
+        self._token_s = token_s
+        self._running = 0
+        self._tokens = 0
+        self._death = asyncio.Event()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> FakeEngine:
+        """An engine paced by the environment."""
+        await asyncio.sleep(float(os.environ.get("FAKE_START_S", "0")))
+        return cls(token_s=float(os.environ.get("FAKE_TOKEN_S", "0")), context=settings.max_model_len or 64)
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What it is doing."""
+        return EngineStatistics(self._running, 0, self._tokens, 0, 0.0)
+
+    def pause(self) -> None:
+        """Sample nothing until `resume`."""
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._resumed.set()
+
+    def die(self) -> None:
+        """Be dead."""
+        self._death.set()
+
+    async def sample(
+        self, prompt_tokens: Tokens | list[int], *, n: int, temperature: float, max_tokens: int, request_id: str
+    ) -> list[Completion]:
+        """n responses, each token under the version that is held while it is sampled."""
+        prompt = np.asarray(prompt_tokens).tolist()
+        if POISON in prompt:
+            self.die()
+        if max(prompt) >= VOCABULARY:
+            raise EngineError(f"token id {max(prompt)} does not fit a vocabulary of {VOCABULARY}")
+        self.calls.append((prompt, n, temperature, max_tokens))
+        wanted = [response_to(prompt, 0 if temperature == 0 else member)[:max_tokens] for member in range(n)]
+        versions: list[int] = []
+        self._running += n
+        try:
+            for _ in range(max(len(tokens) for tokens in wanted)):
+                await asyncio.sleep(self._token_s)
+                await self._resumed.wait()
+                if self._death.is_set():
+                    raise EngineDead("the engine core is gone: restart this generator")
+                versions.append(self.version)
+                self._tokens += n
+        finally:
+            self._running -= n
+        return [_completion(tokens, versions) for tokens in wanted]
+
+    async def score(self, tokens: Tokens | list[int], start: int) -> Logprobs:
+        """-0.25 for each token."""
+        return np.full(len(tokens) - start, -0.25, np.float32)
+
+    async def apply(self, version: int, tensors_path: Path) -> float:
+        """Hold another version. `broken_updates` more of them break half-way; a file that says `foreign` is refused."""
+        if tensors_path.read_bytes() == b"foreign":
+            raise WeightUpdateFailed(f"version {version} is refused, version {self.version} stays: other tensors")
+        if self.broken_updates:
+            self.broken_updates -= 1
+            self.healthy = False
+            raise WeightUpdateFailed(f"loading version {version} failed")
+        self.healthy, self.version = True, version
+        self.applied.append(version)
+        return 0.01
+
+    async def until_dead(self) -> None:
+        """Raise EngineDead once it is dead."""
+        await self._death.wait()
+        if not self.closed:
+            raise EngineDead("the engine core ended unexpectedly: restart this generator")
+
+    async def close(self) -> None:
+        """End."""
+        self.closed = True
+
+
+def _completion(tokens: Tokens, versions: list[int]) -> Completion:
+    spans: list[VersionSpan] = []
+    for position, version in enumerate(versions[: len(tokens)]):
+        if spans and spans[-1].version == version:
+            spans[-1] = VersionSpan(version, spans[-1].start, position + 1)
+        else:
+            spans.append(VersionSpan(version, position, position + 1))
+    logprobs = -0.5 - 0.01 * np.arange(len(tokens), dtype=np.float32)
+    finish = Finish.STOP if tokens[-1] == EOS else Finish.LENGTH
+    return Completion(tokens, logprobs.astype(np.float32), tuple(spans), finish)
+
+
+if __name__ == "__main__":
+    from common.process import run
+    from services.generator.service import serve
+
+    raise SystemExit(run("generator", partial(serve, start_engine=FakeEngine.start, open_text=lambda _: decode)))

