@@ -75,7 +75,7 @@ def require_system(root: Path, device: str) -> None:
     if device == "cpu" and lacks_avx2():
         raise SetupError("this processor has no AVX2, which vLLM's CPU build needs; use another machine or a GPU.")
     if missing:
-        raise SetupError(f"{', '.join(missing.values())} missing: {apt_install()} {' '.join(missing)}")
+        raise SetupError(f"this machine lacks {' and '.join(missing.values())}: {apt_install()} {' '.join(missing)}")
     free_gb = shutil.disk_usage(root).free / 1e9
     if free_gb < NEEDED_GB[device]:
         raise SetupError(f"{free_gb:.1f} GB free in {root}, and .venv needs up to {NEEDED_GB[device]}: make room.")

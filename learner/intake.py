@@ -89,9 +89,12 @@ class Intake:
 
     async def close(self) -> None:
         """Stop reading. What was read and not consumed stays pending in the stream."""
-        if self._reader is not None:
+        # asyncio.wait_for, which the Redis client uses, can swallow a cancellation before Python 3.12: ask again.
+        while self._reader is not None and not self._reader.done():
             self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await asyncio.wait([self._reader], timeout=0.1)
+        if self._reader is not None and not self._reader.cancelled():
+            self._reader.exception()  # a failure was raised by `take`, or does not matter any more
 
     async def _run(self) -> None:
         while True:

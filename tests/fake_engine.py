@@ -1,28 +1,24 @@
 """A deterministic engine with the surface of services.generator.engine.Engine, and a generator process that runs on it.
 
-Responses are digits after a `#`, decided by prompt and member alone. Run as a program it is a whole generator service:
-`python tests/fake_engine.py RUN_FILE --name NAME`, paced by $FAKE_TOKEN_S.
+Responses are digits after a `#`, decided by prompt and member alone. Run as a program (`python -m fake_engine
+RUN_FILE --name NAME`) it is a whole generator service, paced by $FAKE_TOKEN_S.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from tiny_tokenizer import ALPHABET, EOS
 
 from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
 from services.generator.engine import Completion, EngineDead, EngineError, EngineStatistics, WeightUpdateFailed
 from services.generator.engine_settings import EngineSettings
-from tiny_tokenizer import ALPHABET, EOS
 
+ROOT = Path(__file__).resolve().parents[1]
 POISON = ALPHABET.index("z") + 3
 """A prompt with this token kills the engine."""
 VOCABULARY = len(ALPHABET) + 3

@@ -30,7 +30,7 @@ def greedy_responses(
         if bool(ended_B.all()):
             break
     rows = torch.stack(sampled, dim=1).tolist()
-    return [tokenizer.decode(row[: row.index(end)] if end in row else row) for row in rows]
+    return [str(tokenizer.decode(row[: row.index(end)] if end in row else row)) for row in rows]
 
 
 def greedy_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> float:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, t
 
 from examples.addition.greedy import greedy_accuracy
 from examples.addition.task import EASY, HARD, PROMPT_LENGTH, demonstration, draw_distinct, draw_problem, prompt
-from examples.addition.tokenizer import character_tokenizer
+from examples.addition.tokenizer import EOS_ID, PAD_ID, character_tokenizer
 
 MAX_POSITIONS = 128
 STEPS = 1000
@@ -76,8 +76,8 @@ def fresh_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausal
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).float()
@@ -88,7 +88,7 @@ def demonstrations_BT(tokenizer: PreTrainedTokenizerBase, rng: random.Random) ->
     problems = [draw_problem(rng, EASY) for _ in range(BATCH_SIZE)]
     return torch.tensor(
         [
-            tokenizer.encode(prompt(problem)) + tokenizer.encode(demonstration(problem)) + [tokenizer.eos_token_id]
+            tokenizer.encode(prompt(problem)) + tokenizer.encode(demonstration(problem)) + [EOS_ID]
             for problem in problems
         ]
     )
@@ -125,7 +125,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, *, seed
     return Gate(easy=greedy_accuracy(model, tokenizer, easy), hard=greedy_accuracy(model, tokenizer, hard))
 
 
-def make_base(seed: int, steps: int = STEPS) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+def make_base(seed: int, steps: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """A warmed-up model and its tokenizer; the same seed gives the same weights on the same machine."""
     tokenizer = character_tokenizer(MAX_POSITIONS)
     model = fresh_model(tokenizer, seed)
@@ -145,13 +145,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write the model to")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and problems (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="warm-up steps (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads; one is deterministic (default: %(default)s)")
     parser.add_argument(
         "--gate-problems", type=int, default=512, help="problems of each kind to measure (default: %(default)s)"
     )
     parsed = parser.parse_args(arguments)
-    if parsed.threads < 1 or parsed.gate_problems < 1:
-        parser.error(f"--threads and --gate-problems must be at least 1, got {parsed.threads}, {parsed.gate_problems}")
+    for name in ("steps", "threads", "gate_problems"):
+        if getattr(parsed, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(parsed, name)}")
     return parsed
 
 
@@ -159,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Warm up, measure, and save if the gate is passed; exit with a message otherwise."""
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
-    model, tokenizer = make_base(options.seed)
+    model, tokenizer = make_base(options.seed, options.steps)
     gate = measure(model, tokenizer, seed=options.seed, problems=options.gate_problems)
     print(f"greedy accuracy: easy {gate.easy:.3f}, hard {gate.hard:.3f}")
     refusal = gate.refusal()

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from examples.addition.task import ALPHABET
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+PAD_ID, EOS_ID = 0, 1
 
 
 def character_tokenizer(model_max_length: int) -> PreTrainedTokenizerFast:

@@ -16,7 +16,7 @@ def build(config: asked.Algorithm, *, longest_response: int) -> Algorithm:
     match config:
         case asked.SFT():
             return sft(config, longest_response=longest_response)
-        case asked.GRPO():  # and Dr.GRPO, which is GRPO with other defaults
+        case asked.GRPO() | asked.DrGRPO():
             return grpo(config, longest_response=longest_response)
         case asked.LUFFY():
             return luffy(config, longest_response=longest_response)

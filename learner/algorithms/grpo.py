@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from common.config.algorithm import GRPO
+from common.config.algorithm import GRPO, DrGRPO
 from learner.advantages import group_relative
 from learner.algorithms.policy_gradient import entropy_terms, surrogate_term
 from learner.normalisers import normaliser
@@ -25,7 +25,7 @@ from learner.selectors import admitting, policy_tokens
 from learner.terms import Algorithm
 
 
-def grpo(config: GRPO, *, longest_response: int) -> Algorithm:
+def grpo(config: GRPO | DrGRPO, *, longest_response: int) -> Algorithm:
     """Build GRPO or Dr.GRPO as configured."""
     norm = normaliser(config.norm, over=policy_tokens, longest_response=longest_response)
     return Algorithm(

@@ -23,7 +23,10 @@ def panel(progress: Progress, now_s: float) -> RenderableType:
         grid.add_row(*row)
     parts: list[RenderableType] = [grid]
     if progress.max_steps:
-        parts.insert(0, ProgressBar(total=progress.max_steps, completed=progress.step))
+        # A bar alone ends no line; a row of a grid does.
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=progress.max_steps, completed=progress.step))
+        parts.insert(0, bar)
     if progress.processes:
         parts.append(_processes(progress))
     return Panel(Group(*parts), title=f"[bold]{progress.run}[/]", subtitle=progress.dashboard, title_align="left")

@@ -93,7 +93,7 @@ class PlainVoice:
     def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
         self._console = console
         self._clock = clock
-        self._shown: tuple[int, float] = (-1, 0.0)
+        self._shown: tuple[int, float] = (0, 0.0)
 
     def say(self, text: str, kind: str = "note", **data: Any) -> None:
         """Print a line."""

@@ -14,9 +14,10 @@ from services.control.routes.revisions import Rollback
 DESCRIPTION = """
 Steers a run of Tributary while it goes on.
 
-A change of the live configuration is validated as a whole, becomes the next *revision*, and takes effect at the learner's
-next step and at the generators' next request; `GET /v1/status` shows what is asked and what is in force. Every error is a
-problem (RFC 9457) that says what to do. With a token set, every call under /v1 needs `Authorization: Bearer <token>`.
+A change of the live configuration is validated as a whole, becomes the next *revision*, and takes effect at the
+learner's next step and at the generators' next request; `GET /v1/status` shows what is asked and what is in force.
+Every error is a problem (RFC 9457) that says what to do. With a token set, every call under /v1 needs
+`Authorization: Bearer <token>`.
 """
 
 _TAGS = [
@@ -53,7 +54,7 @@ def _bodies() -> dict[str, Any]:
     patch = {
         "type": "object",
         "title": "ConfigPatch",
-        "description": "A JSON merge patch of a LiveConfig (RFC 7396): any of its keys; null returns one to its default.",
+        "description": "A JSON merge patch of a LiveConfig (RFC 7396): any of its keys; null stands for the default.",
         "additionalProperties": True,
     }
     return {**definitions["$defs"], "ConfigPatch": patch}

@@ -19,7 +19,9 @@ async def read_document(request: Request) -> Json:
     # Browsers send other types across origins without asking; insisting on JSON keeps foreign pages out.
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in JSON_TYPES:
-        detail = f"the body's type is {media_type or 'not given'}: send Content-Type: application/json (curl --json does)"
+        detail = (
+            f"the body's type is {media_type or 'not given'}: send Content-Type: application/json (curl --json does)"
+        )
         raise Problem(415, "not-json", detail, headers={"Accept-Patch": ", ".join(JSON_TYPES)})
     return parse_document(await request.body())
 

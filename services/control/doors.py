@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.control.problems import Problem
 
 LARGEST_BODY_BYTES = 64 * 1024
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d+)?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Styles may be inline because plotly.js writes its own; scripts, connections and images only come from here.
 _HEADERS = {
@@ -54,10 +55,14 @@ class Doors:
         headers = Headers(scope=scope)
         if self._token is None and not _is_loopback(headers.get("host", "")):
             # A page elsewhere may have pointed its own name at 127.0.0.1; only loopback names are ours.
-            detail = f"the host {headers.get('host', '')!r} is not this machine: use 127.0.0.1 or localhost, or set a token"
+            detail = (
+                f"the host {headers.get('host', '')!r} is not this machine: use 127.0.0.1 or localhost, or set a token"
+            )
             return Problem(403, "foreign-host", detail)
         if scope["method"] not in _SAFE_METHODS and _is_foreign(headers):
-            return Problem(403, "foreign-origin", f"changes from pages of {headers.get('origin', 'elsewhere')} are refused")
+            return Problem(
+                403, "foreign-origin", f"changes from pages of {headers.get('origin', 'elsewhere')} are refused"
+            )
         if self._token is not None and scope["path"].startswith("/v1/") and not self._knows_token(headers):
             detail = "send the token of this run: Authorization: Bearer $TRIBUTARY_TOKEN"
             return Problem(401, "token-needed", detail, headers={"WWW-Authenticate": 'Bearer realm="tributary"'})
@@ -74,9 +79,10 @@ class Doors:
 
 
 def _is_loopback(host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname if "@" not in host else None
-    if name is None:
+    match = _HOST.fullmatch(host)
+    if match is None:
         return False
+    name = (match[1] or match[2]).lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -88,7 +94,7 @@ def _is_loopback(host: str) -> bool:
 def _is_foreign(headers: Headers) -> bool:
     origin = headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc != headers.get("host")
+        return origin.partition("://")[2] != headers.get("host")
     return headers.get("sec-fetch-site") in ("cross-site", "same-site")
 
 

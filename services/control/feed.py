@@ -55,6 +55,6 @@ async def _wait(news: asyncio.Event, seconds: float) -> bool:
     """Whether there were news within so many seconds."""
     try:
         await asyncio.wait_for(news.wait(), seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return False
     return True

@@ -18,7 +18,7 @@ _ENDED = ("stopped", "failed")
 
 
 class ProcessView(BaseModel):
-    """A process as its last heartbeat tells, with whatever its role adds. alive: it beat within 10 s and did not end."""
+    """A process as its last heartbeat tells, with what its role adds. alive: it beat within 10 s and did not end."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -42,7 +42,7 @@ class RunView(BaseModel):
 
 
 class RevisionState(BaseModel):
-    """asked: the current revision. in_force: the oldest one that a live process still works under; null if none lives."""
+    """asked: the current revision. in_force: the oldest one that a live process still works under; null: none lives."""
 
     asked: int
     in_force: int | None

@@ -97,8 +97,8 @@ def stale(error: LostRace) -> Problem:
 def redis_away(error: Exception) -> Problem:
     """Redis does not answer, so nothing can be read or changed."""
     detail = (
-        f"Redis does not answer ({type(error).__name__}): try again in {RETRY_AFTER_S} s; a change that was under way may "
-        "have been made, so read GET /v1/config first"
+        f"Redis does not answer ({type(error).__name__}): try again in {RETRY_AFTER_S} s; a change that was under way "
+        "may have been made, so read GET /v1/config first"
     )
     return Problem(503, "redis-away", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 

@@ -102,7 +102,9 @@ class Steering:
                     continue
                 await self._tell(revision)
                 return Decision(revision, changed=True)
-        raise Problem(503, "contended", "too many others change the configuration: try again", headers={"Retry-After": "1"})
+        raise Problem(
+            503, "contended", "too many others change the configuration: try again", headers={"Retry-After": "1"}
+        )
 
     async def _check_data(self, live: LiveConfig) -> None:
         """Refuse an algorithm that needs what the run's training data does not have."""
@@ -113,8 +115,8 @@ class Steering:
             return
         others = ", ".join(f'"{a.model_fields["kind"].default}"' for a in ALGORITHMS if not a.requires)
         sentence = (
-            f'algorithm "{live.algorithm.kind}" learns from demonstrations, and the training data has none: choose one of '
-            f"{others}, or start the run with a data set whose [data.columns] demonstration names its column of them"
+            f'algorithm "{live.algorithm.kind}" learns from demonstrations, and the training data has none: choose one '
+            f"of {others}, or start the run with a data set whose [data.columns] demonstration names its column of them"
         )
         raise ConfigRejected([("algorithm.kind", sentence)])
 

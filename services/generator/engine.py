@@ -8,6 +8,7 @@ while the engine is paused, and it resumes only with a complete set; no control 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core_client import AsyncMPClient
 
     from services.generator.engine_gauges import EngineGauges
 
@@ -49,7 +51,7 @@ class WeightUpdateFailed(EngineError):
 
 
 class PayloadKind(StrEnum):
-    """How the worker reads what an update brings. Sparse patches will be a second kind."""
+    """How the worker reads what an update brings: each kind is a case of `FileWeightTransfer.receive_weights`."""
 
     ANCHOR = "anchor"
 
@@ -91,6 +93,7 @@ class Engine:
         self._home = home
         self._updating = asyncio.Lock()
         self._updates_begun = 0
+        self._scores = itertools.count()
         self._closing = False
         self._layout: CheckpointLayout | None = None
         self._vocabulary = llm.model_config.get_vocab_size()
@@ -130,8 +133,9 @@ class Engine:
         """Sample n responses to one prompt, which is prefilled once.
 
         There is no top-p, top-k or min-p: they renormalise and bias the importance ratio. temperature 0 is greedy, for
-        evaluation: its log-probs are those at temperature 1. Cancelling the call aborts its sequences. A sequence that
-        reaches the model's length limit ends with Finish.LENGTH like one that reaches max_tokens.
+        evaluation: its log-probs are those at temperature 1. A sequence that reaches the model's length limit ends with
+        Finish.LENGTH like one that reaches max_tokens. Cancelling the call aborts its sequences, by request_id: it has
+        to be unique among the running ones.
         """
         if n < 1 or max_tokens < 1 or not (temperature == 0.0 or temperature >= MIN_TEMPERATURE):
             raise EngineError(
@@ -150,7 +154,7 @@ class Engine:
             raise EngineError(f"cannot score from {start}: it has to be within 1..{len(tokens)}, the sequence's length")
         while True:
             begun = self._updates_begun
-            output = await self._generate(tokens, _scoring(), f"score-{time.monotonic_ns()}")
+            output = await self._generate(tokens, _scoring(), f"score-{next(self._scores)}")
             if begun == self._updates_begun:
                 break
         logprobs_T = _logprobs(output.prompt_logprobs, "score")  # T - 1 entries: nothing precedes the first token
@@ -200,7 +204,7 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """The engine's counts after its latest step."""
         manager = self._llm.logger_manager
-        assert manager is not None  # `_create` adds our gauges, which makes one
+        assert manager is not None  # EngineSettings.create adds our gauges, which makes one
         gauges = cast("EngineGauges", manager.stat_loggers[0])
         return EngineStatistics(
             gauges.running, gauges.waiting, gauges.tokens_generated, gauges.preemptions, gauges.kv_cache_usage
@@ -224,6 +228,7 @@ class Engine:
         self._llm.output_processor.propagate_error(_dead_error())
         await asyncio.to_thread(self._llm.shutdown)
         await asyncio.to_thread(self._home.shutdown)
+        cast("AsyncMPClient", self._llm.engine_core).resources.ctx.destroy(linger=0)  # vLLM leaves its sockets' context
 
     @property
     def _tied(self) -> bool:

@@ -65,11 +65,11 @@ class Refresh:
             manifest = await self._newer(looked_at, retry_at_s)
             if manifest is None:
                 continue
-            looked_at = manifest.version
+            looked_at, began_s = manifest.version, self._clock()
             if await self._take(manifest):
                 self._retry_wait_s = FIRST_WAIT_S
             else:
-                retry_at_s = self._clock() + self._retry_wait_s
+                retry_at_s = began_s + self._retry_wait_s
                 self._retry_wait_s = min(2 * self._retry_wait_s, LONGEST_WAIT_S)
 
     async def _newer(self, looked_at: int, retry_at_s: float) -> Manifest | None:

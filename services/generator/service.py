@@ -64,6 +64,7 @@ class Generator:
         self._metrics = GeneratorMetrics(process.registry)
         self._answerer = Answerer(process.name, engine, Rollouts(engine, grading.grade, detokenize))
         self._refresh = Refresh(process, engine, self._metrics)
+        self._enforcing = asyncio.Lock()  # so that revisions are told in their order
         self._intake = Intake(process, f"{process.name}.{os.getpid()}", self._carry_out, self._metrics.reclaimed)
         self._pulse = Pulse(
             process,
@@ -101,8 +102,9 @@ class Generator:
         if deliveries > MOST_DELIVERIES:
             await self._give_up(entry, request, f"it was given out {deliveries - 1} times and no generator outlived it")
             return
-        if request.revision > self._process.revision:
-            await self._process.enforce(request.revision, step=self._refresh.step)
+        async with self._enforcing:
+            if request.revision > self._process.revision:
+                await self._process.enforce(request.revision, step=self._refresh.step)
         try:
             answer = await self._answerer.answer(request)
             group = b"" if answer.group is None else encode_group(answer.group)

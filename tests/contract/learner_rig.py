@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +114,13 @@ class Rig:
 
     def __init__(self, run_file: Path) -> None:
         self.run_file = run_file
+        self._opened: list[Process] = []
         self.process = self._open()
         self._task: asyncio.Task[int] | None = None
 
     def _open(self) -> Process:
-        return Process("learner", "learner", load_run(self.run_file))
+        self._opened.append(Process("learner", "learner", load_run(self.run_file)))
+        return self._opened[-1]
 
     async def prepare(self, **changes: Any) -> None:
         """Create streams and the first revision."""
@@ -174,11 +175,9 @@ class Rig:
     async def crash(self) -> None:
         """Break the learner off where it is; it saves nothing."""
         assert self._task is not None
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        await self.process.redis.aclose()
-        self.process = self._open()
+        while not self._task.done():  # one cancellation may get lost in asyncio.wait_for
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.2)
 
     async def ended(self) -> int:
         """The exit code of a learner that ends by itself."""
@@ -214,7 +213,8 @@ class Rig:
     async def close(self) -> None:
         if self._task is not None and not self._task.done():
             await self.crash()
-        await self.process.redis.aclose()
+        for process in self._opened:
+            await process.redis.aclose()
 
 
 class LearnerProcess:

@@ -103,14 +103,13 @@ async def test_workers_die_with_their_parent_however_it_dies(tmp_path: Path) -> 
     program = tmp_path / "parent.py"
     program.write_text(PARENT)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    parent = subprocess.Popen(
-        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     )
     assert parent.stdout is not None
-    worker = int(await asyncio.to_thread(parent.stdout.readline))
+    worker = int(await parent.stdout.readline())
     parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    await parent.wait()
     deadline_s = time.monotonic() + 5
     while _is_running(worker) and time.monotonic() < deadline_s:
         await asyncio.sleep(0.05)

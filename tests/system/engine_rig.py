@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Coroutine
 from pathlib import Path
 from threading import Thread
@@ -18,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.generator.engine import Completion
 
-# Importing vLLM imports parts of torch that torch deprecates, and vLLM leaves its ZeroMQ contexts to the collector.
+# Importing vLLM imports parts of torch that torch deprecates.
 ENGINE_MARKS = [
     pytest.mark.engine,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 VOCABULARY = 64
 EOS = 1
@@ -110,7 +109,6 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        gc.collect()  # a closed AsyncLLM sits in a cycle; collected later, it warns where no test can expect it
 
 
 def _save_tokenizer(directory: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from packaging.requirements import Requirement
@@ -56,8 +58,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"deploy/constraints-{device}.txt").write_text("redis==8.1.0\ntorch==2.13.0\n", encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
     monkeypatch.setattr(environment, "ROOT", tmp_path)
-    monkeypatch.setattr(environment, "build_venv", lambda venv: venv.mkdir(exist_ok=True))
+    monkeypatch.setattr(environment, "build_venv", make_empty)
     return tmp_path
+
+
+def make_empty(venv: Path) -> None:
+    """An environment with nothing in it, without asking Python for one."""
+    shutil.rmtree(venv, ignore_errors=True)
+    venv.mkdir()
 
 
 def test_the_second_call_asks_pip_for_nothing(project: Path, pip: Pip) -> None:
@@ -85,27 +93,33 @@ def test_an_edited_pin_renews_the_packages_in_place(project: Path, pip: Pip, mon
 
 
 def test_an_interrupted_set_up_is_started_afresh(
-    project: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.undo()
-    monkeypatch.setattr(environment, "ROOT", project)
-    monkeypatch.setattr(environment, "pip", pip)
-    monkeypatch.setattr(environment, "require_system", lambda root, device: None)
-    half_made = project / ".venv" / "lib" / "half of torch"
+    half_made = tmp_path / ".venv" / "lib" / "half of torch"
     half_made.mkdir(parents=True)
-    environment.make_ready(project / ".venv", "cpu")
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> CompletedProcess[str]:
+        commands.append(command)
+        return CompletedProcess(command, 0)
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    environment.build_venv(tmp_path / ".venv")
     assert not half_made.exists()
-    assert (project / ".venv/bin/python").exists()
+    assert commands[0][1:] == ["-m", "venv", str(tmp_path / ".venv")]
     assert "starting afresh" in capsys.readouterr().out
 
 
-def test_a_failing_pip_leaves_no_stamp(project: Path, pip: Pip) -> None:
+def test_after_a_failing_pip_the_next_call_starts_afresh(project: Path, pip: Pip) -> None:
     pip.fails_with = "the disk is full"
     with pytest.raises(PipError, match="the disk is full"):
         environment.make_ready(project / ".venv", "cpu")
+    assert not (project / ".venv/tributary-stamp.json").exists()
+    (project / ".venv/half").touch()
     pip.fails_with = None
     environment.make_ready(project / ".venv", "cpu")
     assert pip.wanted[-1] == project.name
+    assert not (project / ".venv/half").exists()
 
 
 def test_a_cpu_build_at_hand_means_that_no_other_index_is_asked(

@@ -99,7 +99,9 @@ def test_an_answer_that_takes_too_long_to_parse_is_wrong() -> None:
         ("operator:eq", {"strict": True}, "options of 'operator:eq' do not fit it"),
     ],
 )
-def test_a_grader_that_cannot_be_used_is_refused_with_a_sentence(name: str, options: dict[str, object], said: str) -> None:
+def test_a_grader_that_cannot_be_used_is_refused_with_a_sentence(
+    name: str, options: dict[str, object], said: str
+) -> None:
     with pytest.raises(SettingsError, match=said):
         load(name, options)
 

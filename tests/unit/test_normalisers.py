@@ -45,7 +45,10 @@ def test_a_norm_counts_and_shares_as_worked_by_hand(
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("over", [policy_tokens, expert_tokens, response_tokens])
 def test_counts_of_micro_batches_add_up_to_the_count_of_the_whole(norm: Norm, over: Selector) -> None:
-    groups = [group(rollout(3), rollout(5), demonstration(4)), group(rollout(1), trajectory(Lengths(hint=2, sampled=2)))]
+    groups = [
+        group(rollout(3), rollout(5), demonstration(4)),
+        group(rollout(1), trajectory(Lengths(hint=2, sampled=2))),
+    ]
     algorithm, found = asked(LUFFY()), normaliser(norm, over=over, longest_response=10)
 
     def count(micro_batch_tokens: int) -> float:

@@ -106,7 +106,7 @@ def test_equal_rewards_give_no_policy_gradient_at_all(config: AlgorithmConfig, r
 
 @every_algorithm
 def test_the_pull_of_each_term_is_the_gradient_that_it_sends_to_the_policy(config: AlgorithmConfig) -> None:
-    """A term alone sends to log p and H what `pulls_K` says of it, and all terms together the sum of their gradients."""
+    """A term alone sends to log p and H what `pulls_K` says of it; the loss is the sum of the terms."""
     algorithm = asked(config)
     plan = plan_step(algorithm, mixed_groups(), 10**6)
     (micro,) = map(in_float64, plan.micro_batches)
@@ -169,7 +169,7 @@ def test_a_step_without_micro_batches_has_a_record_too() -> None:
 
 def test_sums_of_other_terms_do_not_add() -> None:
     with pytest.raises(ValueError, match="different terms"):
-        empty_sums(asked(SFT())) + empty_sums(asked(GRPO()))
+        _ = empty_sums(asked(SFT())) + empty_sums(asked(GRPO()))
 
 
 @every_algorithm

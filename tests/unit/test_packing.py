@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_cases import Lengths, asked, demonstration, group, group_strategy, mixed_groups, rollout, trajectory
 
@@ -25,6 +26,7 @@ def rows_of(plan: StepPlan) -> list[list[int]]:
     ]
 
 
+@settings(max_examples=40)
 @given(groups=group_strategy(), limit=st.integers(1, 64))
 def test_every_trajectory_is_planned_once_and_no_micro_batch_exceeds_the_limit(groups: list[Group], limit: int) -> None:
     plan = plan_step(asked(LUFFY()), groups, limit)
@@ -38,6 +40,7 @@ def test_every_trajectory_is_planned_once_and_no_micro_batch_exceeds_the_limit(g
     assert plan.tokens == sum(t.response_length for g in groups for t in g.trajectories)
 
 
+@settings(max_examples=40)
 @given(groups=group_strategy(), limit=st.integers(1, 64))
 def test_a_label_is_the_token_after_its_predictor(groups: list[Group], limit: int) -> None:
     for micro in plan_step(asked(LUFFY()), groups, limit).micro_batches:
@@ -49,6 +52,7 @@ def test_a_label_is_the_token_after_its_predictor(groups: list[Group], limit: in
         assert (micro.tokens.sources_T != Source.PROMPT).all()
 
 
+@settings(max_examples=40)
 @given(groups=group_strategy(), limit=st.integers(1, 64))
 def test_the_same_groups_give_the_same_plan(groups: list[Group], limit: int) -> None:
     first, second = (plan_step(asked(LUFFY()), groups, limit) for _ in range(2))
@@ -56,6 +60,7 @@ def test_the_same_groups_give_the_same_plan(groups: list[Group], limit: int) -> 
     assert first.counts == second.counts
 
 
+@settings(max_examples=40)
 @given(groups=group_strategy(), first=st.integers(1, 64), second=st.integers(1, 64))
 def test_counts_do_not_depend_on_how_a_step_is_cut(groups: list[Group], first: int, second: int) -> None:
     algorithm = asked(LUFFY())
@@ -121,7 +126,10 @@ def test_a_response_without_tokens_still_counts_as_a_sequence() -> None:
 def test_arrays_that_may_not_be_written_to_can_be_planned() -> None:
     """Those of a decoded message."""
     member = rollout(3)
-    frozen = [np.frombuffer(a.tobytes(), a.dtype) for a in (member.tokens, member.sources, member.behaviour_logprobs)]
+    frozen: list[Any] = [
+        np.frombuffer(array.tobytes(), array.dtype)
+        for array in (member.tokens, member.sources, member.behaviour_logprobs)
+    ]
     plan = plan_step(asked(GRPO()), [group(Trajectory(*frozen, reward=1.0, finish=member.finish))], 99)
     assert rows_of(plan) == [member.tokens.tolist()]
 

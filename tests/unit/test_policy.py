@@ -17,7 +17,7 @@ from learner.objective import loss
 from learner.packing import plan_step
 from learner.policy import check_head, evaluate
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -94,15 +94,27 @@ def test_only_positions_that_predict_a_response_token_get_gradient() -> None:
     assert taught == set(micro.predictor_T.tolist())
 
 
+def test_under_autocast_the_masters_still_get_float32_gradients(model: Any) -> None:
+    algorithm = asked(LUFFY())
+    plan = plan_step(algorithm, mixed_groups(), 10**6)
+    (micro,) = (m.to("cpu") for m in plan.micro_batches)
+    exact = evaluate(model, micro, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = evaluate(model, micro, 1.0)
+    assert outputs.logprobs_T.dtype == outputs.entropy_T.dtype == torch.float32
+    torch.testing.assert_close(outputs.entropy_T, exact.entropy_T, atol=0.2, rtol=0.1)
+    loss(algorithm, plan, micro, outputs)[0].backward()
+    assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_a_model_that_only_applies_its_head_passes_the_check(model: Any) -> None:
     check_head(model)
     check_head(model.bfloat16())
 
 
 def test_a_model_that_scales_its_logits_is_refused() -> None:
-    sizes = {key: value for key, value in SIZES.items()}
     with pytest.raises(SettingsError, match="more to its logits"):
-        check_head(CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.0625, pad_token_id=0)))
+        check_head(CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.0625, pad_token_id=0)))
 
 
 def test_a_micro_batch_without_response_tokens_is_no_trouble(model: Any) -> None:

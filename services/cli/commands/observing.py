@@ -88,7 +88,9 @@ def _listed(versions: Json) -> str:
 
 
 def _processes(document: Json) -> Table:
-    table = Table("process", "state", "process id", "revision", "version", "last heard of", "trouble")
+    table = Table("process", "state", "pid", "revision", "version", "heard of")
+    table.columns[0].no_wrap = True
+    table.add_column("trouble", overflow="fold")
     for process in document["processes"]:
         style = "" if process["alive"] else "red"
         state = process["state"] if process["alive"] or process["state"] in ("stopped", "failed") else "lost"

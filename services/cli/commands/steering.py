@@ -119,7 +119,9 @@ def history(
     if as_json:
         print(json.dumps(revisions, indent=2))
         return
-    table = Table("revision", "when", "who", "what changed", "why", "from step")
+    table = Table("revision", "when", "who")
+    for heading in ("what changed", "why", "from step"):
+        table.add_column(heading, overflow="fold")
     for revision in revisions:
         number = int(revision["revision"])
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(revision["at_s"]))
@@ -165,7 +167,8 @@ def switch(
     try:
         decision = _client(run, url).patch(patch, reason=reason)
     except Refused as error:
-        raise Refused(error.status, f"{error}{_remedy(patch)}", error.problem) from error
+        remedy = _remedy(patch) if "hint policy" in str(error) else ""
+        raise Refused(error.status, f"{error}{remedy}", error.problem) from error
     _show_decision(decision, as_json=as_json)
 
 

@@ -62,7 +62,9 @@ def _held(held: Held | None) -> str:
 
 def _figures(summary: Summary) -> Table:
     measured = summary.measured
-    delays = [phase.first - phase.asked_after for phase in summary.phases if phase.asked_after and phase.revision > 1]
+    delays = [
+        phase.first - 1 - phase.asked_after for phase in summary.phases if phase.asked_after and phase.revision > 1
+    ]
     rows = [
         (
             "first optimiser step",
@@ -76,7 +78,7 @@ def _figures(summary: Summary) -> Table:
         ("quarantined", str(summary.quarantined)),
     ]
     if delays:
-        rows.insert(3, ("revisions in force", f"{max(delays)} steps after they were asked for, at most"))
+        rows.insert(3, ("revisions in force", f"at most {max(delays)} steps later than asked for"))
     grid = Table.grid(padding=(0, 2))
     for label, value in rows:
         grid.add_row(Text(label, style="dim"), value)

@@ -65,7 +65,8 @@ def steps_of(events: Iterable[Event]) -> list[Step]:
             before_s = None
         if event.kind is not EventKind.STEP:
             continue
-        alone_s = float(event.data.get("step_s") or 0.0)
+        # The first step of a session waited for the engine to start, which is not the phase's doing.
+        alone_s = float(event.data.get("step_s") or 0.0) - float(event.data.get("wait_s") or 0.0)
         seconds = alone_s if before_s is None else event.at_s - before_s
         number = int(event.data["step"])
         kept = {n: step for n, step in kept.items() if n < number} if number in kept else kept
@@ -89,10 +90,12 @@ def phases_of(events: Sequence[Event]) -> list[Phase]:
         phases[-1].last = step.number
         members[-1].append(step)
     evaluations = [event.data for event in events if event.kind is EventKind.EVALUATION]
+    version = 0
     for phase, steps in zip(phases, members, strict=True):
         phase.seconds = sum(step.seconds for step in steps)
         phase.reward = mean([step.data["reward"] for step in steps if step.data.get("reward") is not None])
-        phase.held = _held(phase, evaluations)
+        phase.held = _held(steps, version, evaluations)
+        version = max(version, *(int(step.data["version"]) for step in steps))
     return phases
 
 
@@ -109,14 +112,19 @@ def _revisions(events: Iterable[Event]) -> dict[int, tuple[str, int | None]]:
     return known
 
 
-def _held(phase: Phase, evaluations: Sequence[Json]) -> dict[str, Held]:
-    """Accuracy of the weights that a phase began with (or the nearest known before), and of the last it made."""
+def _held(steps: Sequence[Step], held_before: int, evaluations: Sequence[Json]) -> dict[str, Held]:
+    """Accuracy of the newest weights evaluated before a phase, and of the newest that it made and that were evaluated.
+
+    held_before: the weight version that the phase began with. A phase that made no weights ends as it began.
+    """
+    held_after = max(int(step.data["version"]) for step in steps)
     held: dict[str, Held] = {}
     for name in dict.fromkeys(str(data["dataset"]) for data in evaluations):
-        of_set = [(int(data["step"]), data["accuracy"]) for data in evaluations if data["dataset"] == name]
-        before = [accuracy for step, accuracy in of_set if step < phase.first]
-        within = [accuracy for step, accuracy in of_set if phase.first <= step <= phase.last]
-        held[name] = Held(before[-1] if before else None, within[-1] if within else None)
+        of_set = {int(data["version"]): data["accuracy"] for data in evaluations if data["dataset"] == name}
+        before = [of_set[version] for version in sorted(of_set) if version <= held_before]
+        within = [of_set[version] for version in sorted(of_set) if held_before < version <= held_after]
+        last = within if held_after > held_before else before
+        held[name] = Held(before[-1] if before else None, last[-1] if last else None)
     return held
 
 

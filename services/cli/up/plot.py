@@ -28,14 +28,18 @@ def draw(run: str, events: Sequence[Event], path: Path) -> None:
         axes.plot(numbers, _smoothed(rewards), color="0.35", linewidth=1.5, label=f"reward (mean of {_RECENT} steps)")
     for name, points in _accuracies(events).items():
         axes.plot([step for step, _ in points], [value for _, value in points], marker="o", label=f"held-out {name}")
-    for phase in phases_of(events)[1:]:
+    later = phases_of(events)[1:]
+    for phase in later:
         axes.axvline(phase.first, color="0.5", linestyle="--", linewidth=1)
-        text = f" {phase.revision}: {phase.what}"
-        axes.text(phase.first, 1.02, text, rotation=0, fontsize=7, color="0.3", transform=axes.get_xaxis_transform())
-    axes.set(title=f"{run}\n", xlabel="optimiser step", ylabel="share correct", ylim=(-0.02, 1.02))
+        place = axes.get_xaxis_transform()
+        axes.text(phase.first, 1.01, str(phase.revision), ha="center", fontsize=8, color="0.3", transform=place)
+    axes.set_title(run, pad=16)
+    axes.set(xlabel="optimiser step", ylabel="share correct", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", fontsize=8)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    told = "\n".join(f"revision {phase.revision}, step {phase.first}: {phase.what}" for phase in later)
+    figure.supxlabel(told, x=0.01, ha="left", fontsize=8, color="0.3")
     figure.savefig(path, dpi=120)
 
 

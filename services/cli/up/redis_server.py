@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from common import connection
 from common.errors import RedisUnavailable, TributaryError
@@ -113,8 +114,9 @@ async def wait_until_ready(redis: Redis, url: str, supervise: Callable[[], None]
         supervise()
         try:
             await connection.check(redis, url)
+            await redis.ping()  # unlike the check, it is refused while data are being loaded
             return
-        except RedisUnavailable as error:
+        except (RedisUnavailable, RedisError, OSError) as error:
             if asyncio.get_running_loop().time() > deadline_s:
                 raise TributaryError(f"our own Redis does not answer within {LOADING_S:.0f} s: {error}") from error
         await asyncio.sleep(_LOOK_S)

@@ -32,6 +32,7 @@ from services.cli.voice import Voice
 
 _LOG_LINES = 8
 _FAREWELL_S = 1.0
+_INSIST_S = 0.2
 
 
 async def conduct(options: Options, voice: Voice, resume_command: str) -> int:
@@ -46,9 +47,13 @@ async def conduct(options: Options, voice: Voice, resume_command: str) -> int:
             if work.done():
                 return work.result()
             voice.say("stopping everything (once more to hurry)", "stopping")
-            work.cancel()
+            while not work.done():
+                # Until Python 3.12 wait_for, which redis-py uses, can swallow a cancellation: see that it arrives.
+                if not session.stopping:
+                    work.cancel()
+                await asyncio.wait((work,), timeout=_INSIST_S)
             with suppress(asyncio.CancelledError):
-                await work
+                work.result()
         finally:
             asked.cancel()
             voice.close()
@@ -59,7 +64,10 @@ async def conduct(options: Options, voice: Voice, resume_command: str) -> int:
 
 
 class Session:
-    """Everything between the start of `up` and its end. summary: set once the run is done."""
+    """Everything between the start of `up` and its end.
+
+    stopping: the programs are being stopped, or were. summary: set once the run is done.
+    """
 
     def __init__(self, options: Options, voice: Voice, interruption: Interruption) -> None:
         self._options = options
@@ -69,10 +77,12 @@ class Session:
         self._supervisor = Supervisor(self._on_change, time.monotonic, (PARENT, str(os.getpid())))
         self._progress = Progress()
         self._ledger: Ledger | None = None
+        self.stopping = False
         self.summary: Summary | None = None
 
     async def run(self) -> int:
         """Check, start, follow to the end, summarise. Whatever happens, nothing is left running."""
+        self._voice.say(f"checking {self._options.run_file}", "checking")
         prepared = await prepare(self._options)
         settings = prepared.settings
         for note in prepared.report.notes:
@@ -173,6 +183,7 @@ class Session:
 
     async def _stop(self) -> None:
         """Stop every program, Redis last. Nothing happens the second time."""
+        self.stopping = True
         if self._ledger is not None:
             self._ledger.note(SESSION, SESSION, "stopped", time.time())
             with suppress(TimeoutError):  # a frozen Redis must not hold everything up

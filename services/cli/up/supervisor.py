@@ -35,6 +35,7 @@ class State(StrEnum):
     DIED = "died"
     RESTARTED = "restarted"
     ENDED = "ended"
+    KILLED = "killed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,9 @@ class Supervisor:
             orphaned = [c.pid for c in children if c.died_s is not None and self._clock() - c.died_s > _STRAY_S]
             process_table.kill(process_table.members(orphaned))
             await asyncio.sleep(_LOOK_S)
+        for child in children:
+            if child.exit_code(self._clock()) is None:
+                self._tell(Change(child.program, State.KILLED, f"it did not stop within {patience_s:.0f} s"))
         deadline_s = self._clock() + _KILLED_S
         while (left := process_table.members(sessions)) and self._clock() < deadline_s:
             process_table.kill(left)

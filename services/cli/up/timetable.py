@@ -54,5 +54,5 @@ class Timetable:
             self._voice.say(f"{reason}: the control plane refuses it: {error}", "error")
         else:
             command = curl(client.url, change.patch)
-            self._voice.say(f"{reason}\n         {command}", "scenario", reason=reason, curl=command)
+            self._voice.say(f"scenario, step {self._progress.step}: {command}", "scenario", reason=reason, curl=command)
         self._scenario.advance()

@@ -16,6 +16,11 @@ const CHARTS = [
 ];
 const SOURCES = { policy: "--policy", hint: "--expert", demonstration: "--third" };
 const PALETTE = ["--policy", "--expert", "--third", "--fourth"];
+const CLOCK = [
+  { dtickrange: [null, 59_000], value: "%H:%M:%S" },
+  { dtickrange: [59_000, 43_000_000], value: "%H:%M" },
+  { dtickrange: [43_000_000, null], value: "%d %b" },
+];
 const MOST_DRAWN = 1200;
 const SMOOTHING = 0.15;
 
@@ -79,7 +84,7 @@ export class Charts {
 
   #traces(chart, name, points, color) {
     const thinned = thin(points);
-    const x = thinned.map((p) => (this.axis === "step" ? p.step : new Date(p.at * 1000)));
+    const x = thinned.map((p) => (this.axis === "step" ? p.step : local(p.at)));
     const y = thinned.map((p) => p.value);
     const line = { color, width: 2, dash: name.includes("pass@") ? "dot" : "solid" };
     const base = { name, x, type: "scatter", hovertemplate: chart.format === percent ? "%{y:.1%}" : "%{y:.4~g}" };
@@ -106,6 +111,7 @@ export class Charts {
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       uirevision: this.axis,
       xaxis: { ...axis, type: this.axis === "step" ? "linear" : "date", hoverformat: this.axis === "step" ? "d" : "%H:%M:%S", nticks: 6,
+        tickformatstops: this.axis === "step" ? [] : CLOCK,
         unifiedhovertitle: { text: this.axis === "step" ? "step %{x}" : "%{x}" } },
       yaxis: {
         ...axis,
@@ -134,7 +140,7 @@ export class Charts {
     for (const [revision, mark] of [...this.record.marks].sort((a, b) => a[0] - b[0])) {
       const place = this.#place(mark);
       if (!(place <= last)) continue;
-      const x = this.axis === "step" ? Math.max(place, first) : new Date(Math.max(place, first) * 1000).toISOString();
+      const x = this.axis === "step" ? Math.max(place, first) : local(Math.max(place, first));
       shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: color("--mark"), width: 1, dash: "dot" } });
       if (place - labelled < (last - first) * 0.06) continue;
       labelled = place;
@@ -155,6 +161,11 @@ function colorOf(chart, name, names) {
   if (chart.markers) return PALETTE[datasets.indexOf(name.split(" pass@")[0]) % PALETTE.length];
   if (chart.named) return chart.named[name] || "--fourth";
   return (chart.colors || PALETTE)[index % (chart.colors || PALETTE).length];
+}
+
+// Unix time as the local time that the chart library takes: it knows no time zones.
+function local(atSeconds) {
+  return new Date((atSeconds - new Date(atSeconds * 1000).getTimezoneOffset() * 60) * 1000).toISOString().slice(0, -1);
 }
 
 // At most MOST_DRAWN points: the mean of each run of neighbours.

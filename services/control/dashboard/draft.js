@@ -65,7 +65,7 @@ export class Draft {
 // What differs between two documents, leaf by leaf: [{path, before, after}].
 export function difference(before, after, path = "") {
   if (!(isTable(before) && isTable(after))) return before === after ? [] : [{ path, before, after }];
-  const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])];
+  const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])].sort((a, b) => (b === "kind") - (a === "kind"));
   return keys.flatMap((key) => difference(before[key], after[key], path ? `${path}.${key}` : key));
 }
 

@@ -1,6 +1,5 @@
 // The record of a run, as plots need it: points {step, at, value} per line, taken from events, and where revisions took force.
 
-const RATE_WINDOW_S = 6;
 const MOST_POINTS = 20_000;
 
 export class RunRecord {
@@ -53,12 +52,13 @@ export class RunRecord {
     this.add("nll", data.dataset, at, data.nll, step);
   }
 
-  // Generators report one by one; what is drawn is their sum over what each said in the last seconds.
+  // Generators report one by one, each every two seconds: a round is complete when one of them speaks again.
   #generation(data, at) {
-    this.rates.set(data.generator, { at, rate: data.tokens_per_s });
-    let total = 0;
-    for (const { at: then, rate } of this.rates.values()) if (at - then <= RATE_WINDOW_S) total += rate;
-    this.add("rates", "generated", at, total);
+    if (this.rates.has(data.generator)) {
+      this.add("rates", "generated", at, [...this.rates.values()].reduce((sum, rate) => sum + rate, 0));
+      this.rates.clear();
+    }
+    this.rates.set(data.generator, data.tokens_per_s);
   }
 
   // The learner's mark is what counts: there a revision begins to teach.

@@ -19,7 +19,7 @@ _PROBLEMS = documented(401, 403)
 
 
 class AlgorithmView(BaseModel):
-    """An algorithm that can be asked for. requires: material without which it learns nothing. accepts: what it can use."""
+    """An algorithm. requires: material without which it learns nothing. accepts: what it can use."""
 
     kind: str = Field(examples=["luffy"])
     title: str
@@ -32,7 +32,7 @@ class AlgorithmView(BaseModel):
 
 
 class HintPolicyView(BaseModel):
-    """A hint policy that can be asked for. provides: what material its groups hold. suggestion: a valid beginning."""
+    """A hint policy. provides: what material its groups hold. suggestion: a valid beginning."""
 
     kind: str = Field(examples=["fixed"])
     title: str
@@ -96,7 +96,7 @@ def _hint_policy(config: type[HintConfig]) -> HintPolicyView:
 def _suggestion(config: type[HintConfig]) -> HintConfig:
     """The policy with its defaults; one that has a choice to make, as the remedies suggest it."""
     try:
-        return config(kind=config.model_fields["kind"].default)
+        return config.model_validate({})
     except ValidationError:
         for remedy in REMEDIES.values():
             document = parse_document(remedy.encode())["hints"]

@@ -1,9 +1,9 @@
 """GET, PUT, PATCH /v1/config: the live configuration that is asked for.
 
-    curl -s  $DASHBOARD/v1/config
-    curl -sX PATCH "$DASHBOARD/v1/config?reason=more+expert" --json '{"algorithm": {"gamma": 0.3}}'
-    curl -sX PATCH $DASHBOARD/v1/config --json '{"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}'
-    curl -sX PATCH $DASHBOARD/v1/config -H 'If-Match: "7"' --json '{"optimizer": {"learning_rate": 2e-6}}'
+curl -s  $DASHBOARD/v1/config
+curl -sX PATCH "$DASHBOARD/v1/config?reason=more+expert" --json '{"algorithm": {"gamma": 0.3}}'
+curl -sX PATCH $DASHBOARD/v1/config --json '{"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}'
+curl -sX PATCH $DASHBOARD/v1/config -H 'If-Match: "7"' --json '{"optimizer": {"learning_rate": 2e-6}}'
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def decided(decision: Decision, response: Response) -> DecisionView:
 def body_of(schema: str, example: Json, *media_types: str) -> dict[str, Any]:
     """The OpenAPI entry of a body that the route reads itself."""
     content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}
-    return {"requestBody": {"required": True, "content": {m: content for m in media_types or ("application/json",)}}}
+    return {"requestBody": {"required": True, "content": dict.fromkeys(media_types or ("application/json",), content)}}
 
 
 @router.get("", summary="The live configuration that is asked for", responses=READ_PROBLEMS)
@@ -134,8 +134,9 @@ async def replace(document: Document, proposal: Proposed, control: Controlled, r
 async def patch(document: Document, proposal: Proposed, control: Controlled, response: Response) -> DecisionView:
     """Merge the document into the current configuration (RFC 7396) and make the result the next revision.
 
-    A new `kind` replaces its whole object, so `{"algorithm": {"kind": "luffy"}}` is LUFFY as published. Without If-Match
-    the patch is merged into whatever is current, also after a lost race; with it, a stale revision is answered with 412.
+    A new `kind` replaces its whole object, so `{"algorithm": {"kind": "luffy"}}` is LUFFY as published. Without
+    If-Match the patch is merged into whatever is current, also after a lost race; with it, a stale revision is answered
+    with 412.
 
     `curl -sX PATCH $DASHBOARD/v1/config --json '{"algorithm": {"gamma": 0.3}}'`
     """

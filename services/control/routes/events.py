@@ -1,7 +1,7 @@
 """GET /v1/events and /v1/series: the event log, as it grows and as rows.
 
-    curl -sN "$DASHBOARD/v1/events?kind=step"
-    curl -s  "$DASHBOARD/v1/series?kind=step&kind=evaluation&newest=true&limit=500"
+curl -sN "$DASHBOARD/v1/events?kind=step"
+curl -s  "$DASHBOARD/v1/series?kind=step&kind=evaluation&newest=true&limit=500"
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _MOST_SCANNED = 20_000
 _BATCH = 1000
 _MOST_LISTENERS = 100
 
-EventId = Annotated[str, Query(max_length=41, pattern=r"^\d{1,19}(-\d{1,19})?$", description="id of an event; 0: the start")]
+EventId = Annotated[
+    str, Query(max_length=41, pattern=r"^\d{1,19}(-\d{1,19})?$", description="id of an event; 0: the start")
+]
 Kinds = Annotated[list[EventKind] | None, Query(description="only these kinds; all if none is named")]
 
 
@@ -101,7 +103,7 @@ async def _newest(events: EventLog, kinds: frozenset[EventKind], after: str, lim
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "Server-sent events: `id` the event's id, `event` its kind, `data` {id, kind, at_s, data} as JSON",
+            "description": "Server-sent events: `id`, `event` (its kind), `data` ({id, kind, at_s, data} as JSON)",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
         **documented(401, 403, 422, 503),
@@ -110,7 +112,9 @@ async def _newest(events: EventLog, kinds: frozenset[EventKind], after: str, lim
 async def events(
     control: Controlled,
     kind: Kinds = None,
-    after: Annotated[EventId | None, Query(description="begin after this event; without it, with what comes next")] = None,
+    after: Annotated[
+        EventId | None, Query(description="begin after this event; without it, with what comes next")
+    ] = None,
     last_event_id: Annotated[
         str | None,
         Header(alias="Last-Event-ID", pattern=r"^\d{1,19}(-\d{1,19})?$", description="goes before `after`"),

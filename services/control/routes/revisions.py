@@ -1,7 +1,7 @@
 """GET /v1/config/revisions and POST /v1/config/rollback: the history of the live configuration, and the way back.
 
-    curl -s "$DASHBOARD/v1/config/revisions?limit=5"
-    curl -s $DASHBOARD/v1/config/rollback --json '{"revision": 3}'
+curl -s "$DASHBOARD/v1/config/revisions?limit=5"
+curl -s $DASHBOARD/v1/config/rollback --json '{"revision": 3}'
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GET /v1/status, /v1/generators: the run as it is now.
 
-    curl -s $DASHBOARD/v1/status
+curl -s $DASHBOARD/v1/status
 """
 
 from __future__ import annotations

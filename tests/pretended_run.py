@@ -1,4 +1,4 @@
-"""A run that is only pretended: heartbeats, steps and evaluations as real processes would write them, for the dashboard."""
+"""A run that is only pretended: heartbeats, steps and evaluations as real processes would write them."""
 
 from __future__ import annotations
 

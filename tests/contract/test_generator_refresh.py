@@ -1,0 +1,188 @@
+"""Weights on their way into an engine: verified first, newest only, and never under a wrong version."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from generator_bench import GeneratorBench, request, serving, until
+from redis.asyncio import Redis
+from redis_process import RedisProcess
+
+from common.events import EventKind
+from common.metrics import GeneratorMetrics
+from common.process import Process
+from services.generator.engine import EngineDead
+from services.generator.refresh import Refresh
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path, redis_server: RedisProcess, client: Callable[[], Redis], monkeypatch: pytest.MonkeyPatch
+) -> GeneratorBench:
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    return GeneratorBench(tmp_path, client())
+
+
+@asynccontextmanager
+async def following(
+    bench: GeneratorBench, engine: FakeEngine, clock: Callable[[], float]
+) -> AsyncIterator[tuple[Process, asyncio.Task[None]]]:
+    """A refresh that has caught up and follows."""
+    process = bench.process()
+    refresh = Refresh(process, engine, GeneratorMetrics(process.registry), clock)
+    await refresh.catch_up()
+    task = asyncio.create_task(refresh.follow())
+    yield process, task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await process.redis.aclose()
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def failures(process: Process) -> float | None:
+    return process.registry.get_sample_value("tributary_weight_update_failures_total")
+
+
+async def until_failed(process: Process, times: int) -> None:
+    async def failed() -> bool:
+        return failures(process) == times
+
+    await until(failed)
+
+
+async def until_held(process: Process, version: int) -> None:
+    async def held() -> bool:
+        return process.version == version
+
+    await until(held)
+
+
+async def test_the_newest_version_is_applied_before_the_first_request(bench: GeneratorBench) -> None:
+    for version in (1, 2, 3):
+        await bench.publish(version)
+    await bench.issue(request(1))
+    engine = FakeEngine()
+    async with serving(bench, engine) as process:
+        await until(bench.groups)
+        assert engine.applied == [3]
+        assert process.version == 3
+    [group] = await bench.groups()
+    assert group.oldest_version == 3
+    [update] = await bench.events(EventKind.UPDATE)
+    assert update.data.keys() == {"generator", "version", "pause_s", "apply_s", "fetch_s"}
+    assert (update.data["generator"], update.data["version"], update.data["pause_s"]) == ("generator-1", 3, 0.01)
+    assert process.registry.get_sample_value("tributary_weight_pause_seconds_count") == 1
+
+
+async def test_without_a_publication_the_base_model_is_served_as_version_zero(bench: GeneratorBench) -> None:
+    await bench.issue(request(1))
+    async with serving(bench, FakeEngine()):
+        await until(bench.groups)
+    assert [outcome.version for outcome in await bench.outcomes()] == [0]
+
+
+async def test_versions_in_between_are_skipped(bench: GeneratorBench) -> None:
+    engine = FakeEngine()
+    async with following(bench, engine, Clock()) as (process, _):
+        await bench.publish(1)
+        await until_held(process, 1)
+        pipeline = [bench.publish(version) for version in (2, 3, 4)]
+        await asyncio.gather(*pipeline)
+        await until_held(process, 4)
+        assert engine.applied[-1] == 4
+        assert len(engine.applied) <= 4
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "foreign"])
+async def test_a_version_that_is_not_whole_is_refused_and_the_old_one_goes_on(
+    bench: GeneratorBench, damage: str
+) -> None:
+    engine = FakeEngine()
+    await bench.publish(1)
+    async with following(bench, engine, Clock()) as (process, _):
+        match damage:
+            case "changed":
+                await bench.publish(2, damaged=True)
+            case "cut":
+                await bench.publish(2, b"tensor\x00\x00", damaged=True)
+            case "foreign":
+                await bench.publish(2, b"foreign")
+            case _:
+                shutil.move(await bench.publish(2), bench.directory / "elsewhere")
+        await until_failed(process, 1)
+        assert (engine.version, process.version, engine.applied) == (1, 1, [1])
+        [notice] = await bench.events(EventKind.NOTICE)
+        assert notice.data["text"].startswith("generator-1: weight version 2: ")
+        assert notice.data["text"].endswith("it goes on with version 1")
+        await bench.publish(3)
+        await until_held(process, 3)
+
+
+async def test_a_failed_version_is_tried_again_after_a_growing_wait(bench: GeneratorBench) -> None:
+    clock, engine = Clock(), FakeEngine()
+    async with following(bench, engine, clock) as (process, _):
+        directory = await bench.publish(1, damaged=True)
+        await until_failed(process, 1)
+        clock.now_s = 0.9
+        await asyncio.sleep(1.2)  # a whole round of waiting for announcements, in which nothing may happen
+        assert failures(process) == 1
+        clock.now_s = 1.1
+        await until_failed(process, 2)
+        clock.now_s = 3.2
+        (directory / "model.safetensors").write_bytes(b"tensors")
+        await until_held(process, 1)
+        assert failures(process) == 2
+
+
+async def test_at_start_an_older_version_that_is_whole_does_instead(bench: GeneratorBench) -> None:
+    await bench.publish(1)
+    await bench.publish(2)
+    await bench.publish(3, damaged=True)
+    engine = FakeEngine()
+    async with following(bench, engine, Clock()) as (process, _):
+        assert (engine.version, process.version) == (2, 2)
+
+
+async def test_an_update_that_breaks_half_way_is_repeated_at_once(bench: GeneratorBench) -> None:
+    engine = FakeEngine()
+    engine.broken_updates = 2
+    async with following(bench, engine, Clock()) as (process, _):
+        await bench.publish(1)
+        await until_held(process, 1)
+        assert engine.healthy
+        assert failures(process) == 0
+
+
+async def test_an_engine_left_with_mixed_weights_serves_nothing_any_more(bench: GeneratorBench) -> None:
+    engine = FakeEngine()
+    engine.broken_updates = 99
+    async with following(bench, engine, Clock()) as (_, task):
+        await bench.publish(1)
+        with pytest.raises(EngineDead, match="mixed weights"):
+            await asyncio.wait_for(task, 10)
+
+
+async def test_an_announcement_that_is_none_is_told_and_survived(bench: GeneratorBench) -> None:
+    engine = FakeEngine()
+    async with following(bench, engine, Clock()) as (process, _):
+        await bench.redis.xadd(bench.keys.weights, {"payload": b"{}"}, id="1-0")
+        await until_failed(process, 1)
+        await bench.publish(2)
+        await until_held(process, 2)

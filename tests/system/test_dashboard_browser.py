@@ -1,0 +1,235 @@
+"""The dashboard in a real browser on a real control plane and Redis: live points, switch, error, rollback, restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from control_process import ControlProcess
+from pretended_run import PretendedRun
+from redis.asyncio import Redis
+from redis_process import RedisProcess
+
+from common import connection
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
+
+async_api = pytest.importorskip("playwright.async_api", reason="the browser test needs the playwright package")
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.slow,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="the browser test needs Chromium: install it, or set CHROMIUM to its path"
+    ),
+]
+LUFFY = {"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
+WAIT_S = 30
+REWARDS = "(document.querySelector('#chart-reward .plot')?.data?.at(-1)?.x.length ?? 0)"  # points of the reward chart
+
+
+@dataclass
+class Stage:
+    """A pretended run with its control plane, and a page that shows it. complaints: what the browser's console said."""
+
+    directory: Path
+    redis: Redis
+    redis_url: str
+    control: ControlProcess
+    run: PretendedRun
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    async def api(self, method: str, path: str, **options: object) -> dict:
+        async with httpx.AsyncClient(base_url=self.control.url) as http:
+            answer = await http.request(method, path, **options)  # type: ignore[arg-type]
+            return answer.raise_for_status().json()
+
+    async def points(self, chart: str) -> int:
+        """How many points the chart's longest line has."""
+        script = (
+            f"Math.max(0, ...(document.querySelector('#chart-{chart} .plot').data || []).map((line) => line.x.length))"
+        )
+        return int(await self.page.evaluate(script))
+
+    async def until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true on the page, whose policy forbids waiting for it inside."""
+        deadline_s = time.monotonic() + WAIT_S
+        while not await self.page.evaluate(expression):
+            assert time.monotonic() < deadline_s, f"not within {WAIT_S} s: {expression}; console: {self.complaints}"
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def staged(directory: Path, *, width: int = 1280, scheme: str = "light", token: str = "") -> AsyncIterator[Stage]:
+    server = RedisProcess(directory / "redis")
+    server.start()
+    control = await asyncio.to_thread(ControlProcess(directory / "control", server.url, token=token).wait_until_up)
+    redis = connection.connect(server.url)
+    try:
+        async with async_api.async_playwright() as playwright:
+            browser = await playwright.chromium.launch(
+                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
+            page = await browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            stage = Stage(directory, redis, server.url, control, PretendedRun(redis, "test"), page)
+            page.on("pageerror", lambda error: stage.complaints.append(f"error: {error}"))
+            page.on("console", lambda said: stage.complaints.append(f"{said.type}: {said.text}"))
+            page.on(
+                "request",
+                lambda request: (
+                    request.url.startswith((stage.control.url, "data:"))
+                    or stage.complaints.append(f"asked elsewhere: {request.url}")
+                ),
+            )
+            yield stage
+            await browser.close()
+    finally:
+        await redis.aclose()
+        await asyncio.to_thread(control.stop)
+        server.kill()
+
+
+def serious(complaints: list[str]) -> list[str]:
+    return [c for c in complaints if c.startswith(("error", "warning", "asked elsewhere"))]
+
+
+async def test_points_arrive_live_and_a_switch_and_a_rollback_through_the_page_come_into_force(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        await stage.api("PATCH", "/v1/config", json=LUFFY)
+        start_s = time.time() - 120
+        for i in range(40):
+            await stage.run.advance(start_s + 3 * i)
+        page = stage.page
+        await page.goto(stage.control.url)
+        await stage.until(f"{REWARDS} === 40")
+        assert await stage.points("accuracy") == 4
+
+        await stage.run.advance(time.time())
+        await stage.until(f"{REWARDS} === 41")
+        await stage.until("document.getElementById('step').textContent.startsWith('41')")
+
+        await page.get_by_label("Gamma").fill("0.3")
+        assert await page.locator(".decide .diff li").all_inner_texts() == ["algorithm.gamma 0.1 → 0.3"]
+        await page.get_by_label("Reason (optional)").fill("more of the expert")
+        await page.get_by_role("button", name="Apply").click()
+        await stage.until("document.getElementById('revision').textContent.startsWith('3')")
+        assert (await stage.api("GET", "/v1/config"))["config"]["algorithm"]["gamma"] == 0.3
+        await stage.until("document.getElementById('revision').dataset.state === 'pending'")
+
+        await stage.run.advance(time.time())
+        await stage.until("document.getElementById('revision').dataset.state === 'settled'")
+        await stage.until(
+            "document.querySelector('#chart-reward .plot').layout.annotations?.some((a) => a.text === 'r3')"
+        )
+        assert "more of the expert" in await page.locator("#history").inner_text()
+        assert "in force at step 41" in await page.locator("[data-revision='3']").inner_text()
+
+        rollback = page.get_by_role("button", name="Roll back to revision 2")
+        await rollback.click()
+        await rollback.click()
+        await stage.until("document.getElementById('revision').textContent.startsWith('4')")
+        assert (await stage.api("GET", "/v1/config"))["config"]["algorithm"]["gamma"] == 0.1
+        await stage.until("document.getElementById('algorithm.gamma').value === '0.1'")
+        assert serious(stage.complaints) == []
+
+
+async def test_choosing_an_algorithm_brings_its_parameters_and_a_hint_policy_that_feeds_it(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        page = stage.page
+        await page.goto(stage.control.url)
+        await page.get_by_label("Algorithm", exact=True).select_option("luffy")
+        assert await page.get_by_label("Gamma").input_value() == "0.1"
+        assert await page.get_by_label("Hint policy", exact=True).input_value() == "demonstration"
+        assert "does not suit LUFFY" in await page.locator(".decide").inner_text()
+        await page.keyboard.press("Tab")  # the form can be walked through and sent without a mouse
+        await page.get_by_label("Gamma").press("Enter")
+        await stage.until("document.getElementById('revision').textContent.startsWith('2')")
+        config = (await stage.api("GET", "/v1/config"))["config"]
+        assert (config["algorithm"]["kind"], config["hints"]["kind"]) == ("luffy", "demonstration")
+        assert serious(stage.complaints) == []
+
+
+async def test_a_refused_value_is_explained_at_its_field_and_a_newer_revision_keeps_the_edits(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        page = stage.page
+        await page.goto(stage.control.url)
+        rate = page.get_by_label("Learning rate")
+        await rate.fill("fast")
+        await page.get_by_role("button", name="Apply").click()
+        error = page.locator("[id='optimizer.learning_rate-error']")
+        await async_api.expect(error).to_contain_text("valid number")
+        await async_api.expect(rate).to_have_attribute("aria-invalid", "true")
+        await rate.fill("3e-6")
+        await stage.api("PATCH", "/v1/config", json={"groups_per_step": 5})
+        await async_api.expect(page.get_by_label("Groups per step")).to_have_value("5")
+        await async_api.expect(rate).to_have_value("3e-6")
+        await page.get_by_role("button", name="Apply").click()
+        await stage.until("document.getElementById('revision').textContent.startsWith('3')")
+        config = (await stage.api("GET", "/v1/config"))["config"]
+        assert (config["optimizer"]["learning_rate"], config["groups_per_step"]) == (3e-6, 5)
+        assert [c for c in serious(stage.complaints) if "422" not in c] == []
+
+
+async def test_the_page_comes_back_by_itself_when_the_control_plane_restarts_and_misses_nothing(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        await stage.run.advance(time.time())
+        await stage.page.goto(stage.control.url)
+        await stage.until("document.getElementById('connection').dataset.state === 'live'")
+        port = int(stage.control.url.rpartition(":")[2])
+        await asyncio.to_thread(stage.control.stop)
+        await stage.until("document.getElementById('connection').dataset.state === 'away'")
+        for _ in range(9):
+            await stage.run.advance(time.time())
+        again = ControlProcess(stage.directory / "control", stage.redis_url, port=port)
+        try:
+            await asyncio.to_thread(again.wait_until_up)
+            await stage.until("document.getElementById('connection').dataset.state === 'live'")
+            await stage.until(f"{REWARDS} === 10")
+        finally:
+            await asyncio.to_thread(again.stop)
+
+
+async def test_with_a_token_the_page_asks_for_it_once(tmp_path: Path) -> None:
+    async with staged(tmp_path, token="s3cret") as stage:
+        await stage.page.goto(stage.control.url)
+        await stage.page.get_by_label("Token (the value of TRIBUTARY_TOKEN)").fill("wrong")
+        await stage.page.keyboard.press("Enter")
+        await async_api.expect(stage.page.locator("#token-error")).to_contain_text("not accepted")
+        await stage.page.get_by_label("Token (the value of TRIBUTARY_TOKEN)").fill("s3cret")
+        await stage.page.keyboard.press("Enter")
+        await stage.until("document.getElementById('connection').dataset.state === 'live'")
+        await stage.until("document.getElementById('revision').textContent.startsWith('1')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_on_a_phone_nothing_runs_over_the_edge_and_every_field_has_a_label(tmp_path: Path, scheme: str) -> None:
+    async with staged(tmp_path, width=390, scheme=scheme) as stage:
+        await stage.api("PATCH", "/v1/config", json=LUFFY)
+        for _ in range(12):
+            await stage.run.advance(time.time())
+        await stage.page.goto(stage.control.url)
+        await stage.until(f"{REWARDS} === 12")
+        await stage.until("document.querySelectorAll('#history > li').length === 2")
+        assert await stage.page.evaluate("document.documentElement.scrollWidth") == 390
+        unlabelled = (
+            "[...document.querySelectorAll('input:not([hidden]), select')].filter((i) => !i.labels.length).length"
+        )
+        assert await stage.page.evaluate(unlabelled) == 0
+        background = await stage.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = sum(json.loads(background.replace("rgb(", "[").replace(")", "]"))) / 3
+        assert (brightness > 128) == (scheme == "light")
+        assert serious(stage.complaints) == []
