@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import torch
 
 from common.process import Process, run
@@ -35,4 +38,7 @@ def open_trainer(settings: RunFile) -> Trainer:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run("learner", main))
+    code = run("learner", main)
+    # Everything is closed and saved. The interpreter would take seconds to tear torch down, module by module.
+    sys.stderr.flush()
+    os._exit(code)

@@ -52,9 +52,11 @@ def unit(members: Members) -> Vector:
 def group_relative(members: Members, *, divide_by_std: bool, statistics: Statistics) -> Vector:
     """A = R - mean R, or (R - mean R) / (std R + 1e-6) with the unbiased std.    [G]    (survey Eq. 6)
 
-    Where the rewards that make the statistics are all equal (a single one included) there is no scale: A = R - mean R,
-    exactly zero for members of the same reward.
+    A group of one has mean 0 and no scale: A = R (methods §0.5). In a larger group whose counted rewards are all equal
+    there is no scale either: A = R - mean R, exactly zero for members of the same reward.
     """
+    if members.rewards_G.size == 1:
+        return members.rewards_G.copy()
     counted = members.rewards_G[_counted(members, statistics)]
     if counted.size == 0:
         return np.zeros_like(members.rewards_G)

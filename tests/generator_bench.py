@@ -67,13 +67,13 @@ def request(number: int, **changes: Any) -> Request:
 class GeneratorBench:
     """A run directory and its Redis, seen from outside the generator."""
 
-    def __init__(self, directory: Path, redis: Redis, reclaim_after_s: float = 10.0) -> None:
+    def __init__(self, directory: Path, redis: Redis, reclaim_after_s: float = 10.0, run: str = RUN) -> None:
         self.directory = directory
         self.run_file = directory / "run.toml"
         self.redis: Any = redis
         write_tokenizer(directory / "model")
         (directory / "model" / "model.safetensors").touch()
-        self.run_file.write_text(RUN.format(reclaim_after_s=reclaim_after_s))
+        self.run_file.write_text(run.format(reclaim_after_s=reclaim_after_s))
         self.settings = load_run(self.run_file)
         self.keys = Keys("test")
         self.delivery = Delivery(redis, self.keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import importlib.util
+import ipaddress
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 from common import connection
 from common.errors import RedisUnavailable, SettingsError
 from common.settings import RunFile, load_run
+from services.cli.client import TOKEN_VARIABLE
 from services.cli.model_directory import model_problems
 from services.cli.up.programs import environment, is_local
 from services.cli.up.redis_server import find_executable, named_url
@@ -55,7 +57,7 @@ async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
     report.problems += [
         *directory_problems(settings.run.directory),
         *model,
-        *port_problems(settings.control.host, settings.control.port),
+        *address_problems(settings.control.host, settings.control.port),
         *device_problems(settings),
         *package_problems(settings),
     ]
@@ -76,13 +78,22 @@ def directory_problems(directory: Path) -> Iterator[str]:
         yield f"[run] directory {directory} cannot be written (no permission for {existing}): choose another place"
 
 
-def port_problems(host: str, port: int) -> Iterator[str]:
-    """Whether the control plane can listen where it is told to."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def address_problems(host: str, port: int) -> Iterator[str]:
+    """Whether the control plane can listen where it is told to, and may."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        yield f"[control] host {host!r} is not an address of this machine ({error}): correct it"
+        return
+    if not ipaddress.ip_address(address[0]).is_loopback and not os.environ.get(TOKEN_VARIABLE):
+        yield (
+            f"the control plane would listen on {host}, which other machines can reach: set {TOKEN_VARIABLE} in the "
+            'environment, or set [control] host = "127.0.0.1"'
+        )
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 yield (

@@ -31,9 +31,14 @@ def listen(host: str, port: int, *, guarded: bool) -> Listener:
             f"the control plane would listen on {host}, which other machines can reach: set {TOKEN_VARIABLE} in the "
             'environment, or set [control] host = "127.0.0.1"'
         )
+    # asyncio turns Nagle's algorithm off only for sockets that say they are TCP; with it every answer takes 40 ms more.
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        opened = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((address, port))
+        opened.listen(_BACKLOG)
     except OSError as error:
+        opened.close()
         raise SettingsError(
             f"the control plane cannot listen on {host} port {port} ({error.strerror}): stop what uses it, or set "
             "[control] port in the run file (0 takes any free one)"

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from common.process import Process
 from common.streams import Entry
+from services.generator.tasks import end
 
 BLOCK_MS = 500
 _LONG_DEAD_MS = 3_600_000
@@ -125,9 +126,7 @@ class Intake:
         """Let requests in flight finish within `grace_s`, then give the rest up for others to take at once."""
         if self._held:
             await asyncio.wait(self._held.values(), timeout=grace_s)
-        for task in self._held.values():
-            task.cancel()
-        await asyncio.gather(*self._held.values(), return_exceptions=True)
+        await end(self._held.values())
         try:
             await self._requests.release(self.consumer, list(self._held), _LONG_DEAD_MS)
             await self._requests.forget(self.consumer)

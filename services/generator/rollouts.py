@@ -6,16 +6,16 @@ asking for the next, inside one request.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from common.trajectory import Logprobs, Request, Tokens, Trajectory
 from services.generator.engine import Completion, EngineStatistics
 from services.generator.graders import Grade
+from services.generator.tasks import together
 from services.generator.tokenizer import Detokenizer
 from services.generator.trajectories import demonstrated, opening, sampled
 
@@ -109,14 +109,3 @@ class Rollouts:
 
     async def _grade(self, request: Request, response: Tokens) -> Grade:
         return await self._ask(self._detokenize(response), request.answer)
-
-
-async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """The results of coroutines that run side by side. The first to fail ends the others, and is what is raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -24,6 +24,7 @@ from services.generator.intake import Intake
 from services.generator.pulse import Pulse
 from services.generator.refresh import Refresh
 from services.generator.rollouts import Rollouts, SamplingEngine
+from services.generator.tasks import end
 from services.generator.tokenizer import Detokenizer, open_detokenizer, require_model
 
 GRACE_S = 3.0
@@ -88,9 +89,7 @@ class Generator:
             for loop in done:
                 loop.result()
         finally:
-            for loop in (intake.failed, *loops):
-                loop.cancel()
-            await asyncio.gather(intake.failed, *loops, return_exceptions=True)
+            await end([intake.failed, *loops])
 
     async def _carry_out(self, entry: Entry, deliveries: int) -> None:
         """Answer one request, or quarantine it. Raises only what other requests would meet as well."""

@@ -1,4 +1,4 @@
-"""A learner to try things on: a tiny real model, a run file, groups as a generator would emit them, the learner itself."""
+"""A learner to try things on: a tiny real model, a run file, groups as a generator would emit them, the service."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def write_run(directory: Path, *, learner: str = "", every_steps: int = 1000) ->
 
 
 def make_group(number: int, *, version: int = 0, rewards: Iterable[float] = ()) -> Group:
-    """Group number `number`: random tokens, always the same ones. Without rewards given, they differ within the group."""
+    """Group number `number`: random tokens, always the same ones; rewards that differ unless they are given."""
     random = np.random.default_rng(number)
     given = tuple(rewards) or (1.0, 0.0, float(random.integers(2)), float(random.integers(2)))
     prompt = random.integers(1, VOCABULARY, 4)
@@ -236,6 +236,54 @@ class LearnerProcess:
         if self.popen.poll() is None:
             self.popen.kill()
         self.popen.wait(10)
+
+
+class Nursery:
+    """Starts learners without importing torch each time: a process that has it forks one after another."""
+
+    def __init__(self, run_file: Path, redis_url: str) -> None:
+        environment = {"REDIS_URL": redis_url, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with (run_file.parent / "learners.log").open("ab") as log:
+            self._mother = subprocess.Popen(
+                [sys.executable, "-c", _MOTHER, str(run_file)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | environment,
+            )
+
+    def start(self) -> int:
+        """A learner's process id."""
+        assert self._mother.stdin is not None
+        self._mother.stdin.write(b"\n")
+        self._mother.stdin.flush()
+        return self._answer()
+
+    def code(self) -> int:
+        """The exit code of the last learner; negative after a signal."""
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self._mother.stdout is not None
+        return int(self._mother.stdout.readline())
+
+    def close(self) -> None:
+        """Let the mother end when her last child has."""
+        self._mother.communicate(timeout=60)
+
+
+_MOTHER = """
+import os, sys
+from common.process import run
+from learner.__main__ import main
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os._exit(run("learner", main, sys.argv[1:]))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 def checkpoint_of(run_directory: Path, step: int) -> Path:

@@ -266,6 +266,12 @@ async def test_series_gives_rows_of_the_asked_kinds_in_pages_and_the_newest_on_r
     newest = (await bench.http.get("/v1/series", params={"kind": "step", "newest": True, "limit": 3})).json()
     assert [r["data"]["step"] for r in newest["events"]] == [28, 29, 30]
     assert newest["next"] == await bench.process.events.last_id()
+    page, steps = newest, [28, 29, 30]
+    while page["previous"] is not None:
+        ask = {"kind": "step", "newest": True, "limit": 10, "before": page["previous"]}
+        page = (await bench.http.get("/v1/series", params=ask)).json()
+        steps = [r["data"]["step"] for r in page["events"]] + steps
+    assert steps == list(range(1, 31))
 
 
 async def test_quarantined_messages_are_listed_with_their_reasons(bench: Bench) -> None:

@@ -19,6 +19,7 @@ from common.metrics import GeneratorMetrics
 from common.process import Process
 from services.generator.engine import EngineDead
 from services.generator.refresh import Refresh
+from services.generator.tasks import end
 
 pytestmark = pytest.mark.asyncio
 
@@ -41,8 +42,7 @@ async def following(
     await refresh.catch_up()
     task = asyncio.create_task(refresh.follow())
     yield process, task
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await end([task])
     await process.redis.aclose()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ import pytest_asyncio
 from common.events import EventKind
 from tests.contract.learner_rig import (
     LearnerProcess,
+    Nursery,
     Rig,
     checkpoint_of,
     group_id,
@@ -50,12 +54,12 @@ def learners(rig: Rig, redis_server: Any) -> Iterator[list[LearnerProcess]]:
         learner.kill()
 
 
-async def train_undisturbed(rig: Rig) -> dict[str, bytes]:
+async def train_undisturbed(rig: Rig, steps: int = STEPS) -> dict[str, bytes]:
     """The tensors after all steps on groups 0.. without any disturbance."""
-    await rig.emit(make_group(n) for n in range(GROUPS))
+    await rig.emit(make_group(n) for n in range(2 * steps))
     rig.start()
     assert await rig.ended() == 0
-    return saved_tensors(checkpoint_of(rig.run_file.parent / "run", STEPS))
+    return saved_tensors(checkpoint_of(rig.run_file.parent / "run", steps))
 
 
 @pytest.mark.parametrize("killed_after", [2, 6, 11])
@@ -81,6 +85,36 @@ async def test_a_learner_that_was_broken_off_ends_with_the_same_bits(
     undisturbed = await train_undisturbed(other)
     await other.close()
     assert resumed == undisturbed
+
+
+@pytest.mark.slow
+async def test_twenty_kills_at_random_moments_do_not_change_a_bit(
+    rig: Rig, tmp_path: Path, redis_server: Any, client: Any
+) -> None:
+    steps, kills, random = 80, 20, Random(7)
+    run_file = write_run(tmp_path, learner=f"max_steps = {steps}", every_steps=EVERY)
+    await rig.emit(make_group(n) for n in range(2 * steps))
+    nursery = Nursery(run_file, redis_server.url)
+    codes: list[int] = []
+    for _ in range(kills):
+        learner = await asyncio.to_thread(nursery.start)
+        await asyncio.sleep(random.uniform(0.2, 1.5))
+        os.kill(learner, signal.SIGKILL)
+        codes.append(await asyncio.to_thread(nursery.code))
+    await asyncio.to_thread(nursery.start)
+    codes.append(await asyncio.to_thread(nursery.code))
+    await asyncio.to_thread(nursery.close)
+    assert codes == [-signal.SIGKILL] * kills + [0]
+    assert await rig.process.delivery.groups.length() == 0
+    assert await rig.process.delivery.outstanding() == 0
+    resumed = checkpoint_of(tmp_path / "run", steps)
+    assert progress_of(resumed)["seen"] == [group_id(n) for n in range(2 * steps)]
+    await client().flushall()
+    other = Rig(write_run(tmp_path / "undisturbed", learner=f"max_steps = {steps}", every_steps=EVERY))
+    await other.prepare()
+    undisturbed = await train_undisturbed(other, steps)
+    await other.close()
+    assert saved_tensors(resumed) == undisturbed
 
 
 @pytest.mark.slow
@@ -118,6 +152,20 @@ async def test_sigterm_saves_and_leaves_within_five_seconds(
     assert time.monotonic() - started_s < 5
     assert progress_of(checkpoint_of(tmp_path / "run", 2))["seen"] == [group_id(n) for n in range(4)]
     assert await rig.process.delivery.groups.length() == 0
+
+
+@pytest.mark.slow
+def test_a_directory_that_is_no_model_ends_it_with_2_and_one_sentence(
+    rig: Rig, tmp_path: Path, redis_server: Any, learners: list[LearnerProcess]
+) -> None:
+    (tmp_path / "model" / "config.json").unlink()
+    learners.append(LearnerProcess(rig.run_file, redis_server.url))
+    assert learners[0].popen.wait(60) == 2
+    said = [line for line in learners[0].log.read_text().splitlines() if not line.startswith("{")]
+    assert said == [
+        f"learner: model.path: {tmp_path / 'model'} is not a Hugging Face model directory (it has no config.json): "
+        "correct it"
+    ]
 
 
 async def test_a_restarted_redis_is_only_a_pause(rig: Rig, redis_server: Any, tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ async def test_steps_are_taken_published_and_told(rig: Rig, tmp_path: Path) -> N
     await rig.emit(make_group(n) for n in range(6))
     rig.start()
     steps = await rig.steps(3)
-    assert [(s["step"], s["version"], s["revision"], s["updated"]) for s in steps] == [(i, i, 1, True) for i in (1, 2, 3)]
+    assert [(s["step"], s["version"], s["revision"], s["updated"]) for s in steps] == [
+        (i, i, 1, True) for i in (1, 2, 3)
+    ]
     assert [s["learning_rate"] for s in steps] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
     first = steps[0]
     assert first["algorithm"] == "grpo"
@@ -161,7 +163,12 @@ async def test_a_step_without_a_gradient_updates_and_publishes_nothing(rig: Rig,
     await rig.emit(make_group(n, rewards=(1.0,) * 4) for n in range(2))
     rig.start()
     steps = await rig.steps(1)
-    assert (steps[0]["updated"], steps[0]["version"], steps[0]["flat_groups"], steps[0]["grad_norm"]) == (False, 0, 2, 0)
+    assert (steps[0]["updated"], steps[0]["version"], steps[0]["flat_groups"], steps[0]["grad_norm"]) == (
+        False,
+        0,
+        2,
+        0,
+    )
     assert rig.process.registry.get_sample_value("tributary_steps_without_signal_total") == 1
     assert await rig.stop() == 0
     base = load_file(tmp_path / "model" / "model.safetensors")
@@ -227,6 +234,35 @@ async def test_old_versions_are_removed_unless_a_live_generator_holds_them(rig: 
     await rig.steps(6)
     names = sorted(path.name for path in (tmp_path / "run" / "weights").iterdir())
     assert names == ["v000001", "v000004", "v000005", "v000006"]
+
+
+async def test_a_disk_that_takes_nothing_is_said_and_training_goes_on(rig: Rig, tmp_path: Path) -> None:
+    write_run(tmp_path, every_steps=1)
+    places = [tmp_path / "run" / "weights", tmp_path / "run" / "checkpoints"]
+    (tmp_path / "run").mkdir()
+    for place in places:
+        place.write_text("a file is in the way")
+    await rig.prepare()
+    await rig.emit(make_group(n) for n in range(4))
+    rig.start()
+    steps = await rig.steps(2)
+    assert [(s["updated"], s["version"]) for s in steps] == [(True, 0), (True, 0)]
+    notices = [n["text"] for n in await rig.events(EventKind.NOTICE)]
+    assert len(notices) == 2
+    assert "the weight version was not written, training goes on" in notices[0]
+    assert "the checkpoint was not written, training goes on" in notices[1]
+    assert await rig.process.delivery.groups.length() == 4
+    for place in places:
+        place.unlink()
+    await rig.emit(make_group(n) for n in range(4, 6))
+    assert (await rig.steps(3))[2]["version"] == 1
+
+    async def acknowledged() -> bool:
+        return await rig.process.delivery.groups.length() == 0
+
+    await rig.until(acknowledged)
+    notices = [n["text"] for n in await rig.events(EventKind.NOTICE)]
+    assert notices[2:] == ["the weight version could be written again", "the checkpoint could be written again"]
 
 
 async def test_a_directory_that_is_no_model_is_refused_in_one_sentence(rig: Rig, tmp_path: Path) -> None:

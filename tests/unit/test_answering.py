@@ -26,7 +26,8 @@ from common.trajectory import (
 from common.wire import decode_group, decode_request, encode_group, encode_request
 from services.generator.answering import Answerer, RequestRefused, fitted
 from services.generator.graders import Grade
-from services.generator.rollouts import Rollouts, together
+from services.generator.rollouts import Rollouts
+from services.generator.tasks import together
 
 PROMPT = encode("1+2=")
 DEMONSTRATION = Demonstration(

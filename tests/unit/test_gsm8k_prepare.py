@@ -13,8 +13,9 @@ WORDS = ("apples", "clips", "eggs", "miles")
 
 
 def source_line(number: int) -> str:
-    question = f"Ann has {number} {WORDS[number % 4]} and finds {number + 1} more. How many has she?"
-    answer = f"She has {number}+{number + 1}=<<{number}+{number + 1}={2 * number + 1}>>{2 * number + 1}.\n#### {2 * number + 1}"
+    more, total = number + 1, 2 * number + 1
+    question = f"Ann has {number} {WORDS[number % 4]} and finds {more} more. How many has she?"
+    answer = f"She has {number}+{more}=<<{number}+{more}={total}>>{total}.\n#### {total}"
     return json.dumps({"question": question, "answer": answer}) + "\n"
 
 
@@ -118,5 +119,5 @@ def test_a_source_that_is_not_gsm8k_ends_with_a_sentence(source: Path, tmp_path:
 
 
 def test_a_model_without_a_tokenizer_ends_with_a_sentence(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--model .* has no tokenizer that can be loaded"):
+    with pytest.raises(SystemExit, match=r"--model .* has no tokenizer that can be loaded"):
         main(arguments(source, tmp_path / "out", "--model", str(tmp_path)))

@@ -9,8 +9,10 @@ import { showConnection, showStatus } from "./vitals.js";
 
 const STATUS_MS = 2000;
 const DRAW_MS = 1000;
-const KINDS = ["step", "evaluation", "generation", "in_force"];
-const NEWEST = 8000;
+const NEWEST = "/v1/series?newest=true&limit=4000&kind=step&kind=evaluation&kind=in_force";
+const NEWEST_RATES = "/v1/series?newest=true&limit=2000&kind=generation";
+const MOST_EVENTS = 20_000;
+const PAGE_MS = 500;
 
 class Dashboard {
   async start() {
@@ -23,15 +25,35 @@ class Dashboard {
     this.form = new SwitchForm(document.getElementById("form"), catalogue, schema, () => this.refreshHistory());
     this.history = new History(document.getElementById("history"), () => this.refreshHistory());
     this.chooseAxis();
-    const series = await persistently(() => get(`/v1/series?newest=true&limit=${NEWEST}&${KINDS.map((kind) => `kind=${kind}`).join("&")}`));
-    for (const event of series.events) this.record.take(event);
+    const [series, rates] = await persistently(() => Promise.all([get(NEWEST), get(NEWEST_RATES)]));
+    this.remember([...series.events, ...rates.events.filter((event) => order(event, series.next) <= 0)]);
     await persistently(() => this.refreshHistory());
     this.charts.draw();
     this.keepFresh();
+    quietly(this.lookBack(series.previous));
     await follow(series.next, (event) => this.take(event), (state) => this.connection(state));
   }
 
+  // Older events come before those that are known.
+  remember(older) {
+    this.events = [...older.sort((a, b) => order(a, b.id)), ...(this.events || [])];
+    this.record.restart(this.events);
+    this.stale = true;
+  }
+
+  // A long run's beginning is fetched page by page, after what is newest is shown.
+  async lookBack(previous) {
+    while (previous !== null && this.events.length < MOST_EVENTS) {
+      await new Promise((resolve) => setTimeout(resolve, PAGE_MS));
+      const page = await get(`${NEWEST}&before=${previous}`);
+      this.remember(page.events);
+      previous = page.previous;
+    }
+  }
+
   take(event) {
+    this.events.push(event);
+    if (this.events.length > 2 * MOST_EVENTS) this.events.splice(0, MOST_EVENTS);
     this.record.take(event);
     this.stale = true;
     if (event.kind === "revision" || event.kind === "in_force") this.historyStale = true;
@@ -82,6 +104,13 @@ class Dashboard {
       });
     }
   }
+}
+
+// Whether an event comes before (negative) or after (positive) the one with this id: ids are two numbers, "time-count".
+function order(event, id) {
+  const [time, count] = event.id.split("-").map(Number);
+  const [otherTime, otherCount] = id.split("-").map(Number);
+  return time - otherTime || count - (otherCount || 0);
 }
 
 // What fails while the control plane is away is asked again when it is back; the connection mark says so meanwhile.

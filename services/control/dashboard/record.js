@@ -4,10 +4,16 @@ const MOST_POINTS = 20_000;
 
 export class RunRecord {
   constructor() {
-    this.lines = new Map();
     this.marks = new Map();
+    this.restart([]);
+  }
+
+  // Begin again with these events; the marks of revisions stay.
+  restart(events) {
+    this.lines = new Map();
     this.rates = new Map();
     this.step = 0;
+    for (const event of events) this.take(event);
   }
 
   // The points of one line of one chart; lines appear as soon as they have a point.

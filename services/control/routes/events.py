@@ -40,11 +40,15 @@ class EventView(BaseModel):
 
 
 class Series(BaseModel):
-    """Events, oldest first. next: pass it as `after` to go on. more: whether there were more already."""
+    """Events, oldest first. next: pass it as `after` to go on. more: whether there were more already.
+
+    previous: with `newest`, pass it as `before` to go further back; null once the beginning is reached.
+    """
 
     events: list[EventView]
     next: str
     more: bool
+    previous: str | None = None
 
 
 @router.get("/series", summary="Events as rows", responses=documented(401, 403, 422, 503))
@@ -54,16 +58,18 @@ async def series(
     after: EventId = "0",
     limit: Annotated[int, Query(ge=1, le=10_000, description="most events in the answer")] = 1000,
     newest: Annotated[bool, Query(description="the newest events instead of the ones right after `after`")] = False,
+    before: Annotated[EventId | None, Query(description="with `newest`: the newest ones before this event")] = None,
 ) -> Series:
     """The history behind a plot: events after an id, or the newest ones, oldest first.
 
-    An answer looks at 20 000 events of the log at most, so it may hold fewer than `limit`: go on while `more` is true.
+    An answer looks at 20 000 events of the log at most, so it may hold fewer than `limit`: go on while `more` is true,
+    or with `newest` while `previous` is not null.
 
     `curl -s "$DASHBOARD/v1/series?kind=step&newest=true&limit=500"`
     """
     kinds = frozenset(kind or EventKind)
     if newest:
-        return await _newest(control.events, kinds, after, limit)
+        return await _newest(control.events, kinds, (after, before or "+"), limit)
     return await _following(control.events, kinds, after, limit)
 
 
@@ -82,19 +88,27 @@ async def _following(events: EventLog, kinds: frozenset[EventKind], after: str, 
     return _series(rows, after, more=True)
 
 
-async def _newest(events: EventLog, kinds: frozenset[EventKind], after: str, limit: int) -> Series:
+async def _newest(events: EventLog, kinds: frozenset[EventKind], between: tuple[str, str], limit: int) -> Series:
+    after, before = between
     rows: list[Event] = []
-    before, end = "+", after
+    end = after
     for _ in range(_MOST_SCANNED // _BATCH):
         batch = await events.read_back(before, _BATCH)
         if before == "+" and batch:
             end = max(end, batch[0].event_id, key=_order)
         fresh = [e for e in batch if _order(e.event_id) > _order(after)]
-        rows += [e for e in fresh if e.kind in kinds]
-        if len(rows) >= limit or len(fresh) < _BATCH:
+        wanted = [e for e in fresh if e.kind in kinds]
+        room = limit - len(rows)
+        rows += wanted[:room]
+        if len(wanted) > room:
+            before = rows[-1].event_id
             break
+        if len(fresh) < _BATCH:
+            return _series(rows[::-1], end, more=False)
         before = batch[-1].event_id
-    return _series(rows[:limit][::-1], end, more=False)
+        if len(rows) == limit:
+            break
+    return _series(rows[::-1], end, more=False, previous=before)
 
 
 @router.get(
@@ -132,9 +146,9 @@ async def events(
     return StreamingResponse(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-def _series(events: Sequence[Event], following: str, *, more: bool) -> Series:
+def _series(events: Sequence[Event], following: str, *, more: bool, previous: str | None = None) -> Series:
     views = [EventView(id=e.event_id, kind=e.kind, at_s=e.at_s, data=e.data) for e in events]
-    return Series(events=views, next=following, more=more)
+    return Series(events=views, next=following, more=more, previous=previous)
 
 
 def _order(event_id: str) -> tuple[int, int]:

