@@ -103,12 +103,19 @@ class Patience:
     """Repeats a Redis call until it succeeds or the process is told to stop.
 
     Calls must bear repetition: a reply may be lost after the effect. `restored` runs before the first repetition that
-    finds Redis again (re-creating consumer groups that a restart without an append-only file lost).
+    finds Redis again (re-creating consumer groups that a restart without an append-only file lost). `waiting` is called
+    before every wait.
     """
 
-    def __init__(self, stop: asyncio.Event, restored: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        stop: asyncio.Event,
+        restored: Callable[[], Awaitable[None]],
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         self._stop = stop
         self._restored = restored
+        self._waiting = waiting
 
     async def __call__(self, what: str, call: Callable[[], Awaitable[Result]]) -> Result:
         """The result of `call`. RedisUnavailable if the process is told to stop while Redis is away."""
@@ -123,6 +130,7 @@ class Patience:
                     raise
                 failures += 1
                 log.warning("redis is away: %s", what, extra={"error": str(error), "failures": failures})
+                self._waiting()
                 await _wait(self._stop, wait_s)
                 if self._stop.is_set():
                     raise RedisUnavailable(f"stopping while Redis was away: {what} was not done") from error

@@ -57,7 +57,7 @@ class Process:
         self.delivery = Delivery(self.redis, self.keys)
         self.config = ConfigStore(self.redis, self.keys)
         self.events = EventLog(self.redis, self.keys)
-        self.patiently = connection.Patience(self.stop, self.delivery.prepare)
+        self.patiently = connection.Patience(self.stop, self.delivery.prepare, self.beat)
         self.state = "starting"
         self.trouble = ""
         self.details: dict[str, Any] = {}

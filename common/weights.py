@@ -15,6 +15,7 @@ from common.errors import WeightsError
 from common.keys import Keys
 
 MANIFEST_FILE = "manifest.json"
+_KEPT = 1000
 _SCHEMA = 1
 
 
@@ -96,7 +97,8 @@ class WeightAnnouncements:
 
     async def announce(self, manifest: Manifest) -> None:
         """Tell every generator about a version. An entry's id is `version-0`: no version is announced twice."""
-        await self._redis.xadd(self._key, {"payload": manifest.encode()}, id=f"{manifest.version}-0")
+        fields = {"payload": manifest.encode()}
+        await self._redis.xadd(self._key, fields, id=f"{manifest.version}-0", maxlen=_KEPT, approximate=True)
 
     async def newest(self) -> Manifest | None:
         """The newest announced version; None before the first publication."""

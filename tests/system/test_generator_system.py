@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import signal
 import subprocess
@@ -23,8 +22,7 @@ from transformers import AutoTokenizer
 
 from common import connection
 from common.events import EventKind
-from common.trajectory import GroupPlan, Purpose, Request, Sampling, Source
-from common.weights import Manifest, PublicationKind
+from common.trajectory import Demonstration, GroupPlan, Purpose, Request, Sampling, Source, Trajectory
 from examples.addition import task
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -85,7 +83,10 @@ def additions(count: int, **changes: object) -> list[Request]:
     rng = random.Random(5)
     requests: list[Request] = []
     for i, problem in enumerate(task.draw_distinct(rng, task.EASY, count)):
-        tokens = [np.array(encode(text)["input_ids"], np.int32) for text in (task.prompt(problem), task.demonstration(problem))]
+        tokens = [
+            np.array(encode(text)["input_ids"], np.int32)
+            for text in (task.prompt(problem), task.demonstration(problem))
+        ]
         made: dict[str, object] = {
             "request_id": f"r{i}",
             "prompt_id": f"p{i}",
@@ -95,7 +96,7 @@ def additions(count: int, **changes: object) -> list[Request]:
             "answer": task.answer(problem),
             "plan": GroupPlan(plain=4, branched=4, hint_length=9, demonstrations=1),
             "sampling": Sampling(1.0, 64),
-            "demonstrations": (_demonstration(tokens[1], encode.eos_token_id),),
+            "demonstrations": (Demonstration(np.append(tokens[1], np.int32(encode.eos_token_id))),),
         }
         requests.append(Request(**(made | changes)))  # type: ignore[arg-type]
     return requests
@@ -106,12 +107,19 @@ async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_sto
 ) -> None:
     first, second = spawn("generator-1"), spawn("generator-2")
     await until(lambda: _states(bench, "running"), 240)
+    await _a_kill_in_the_middle_loses_nothing(bench, first)
+    await _new_weights_are_served(bench)
+    await _a_stop_in_the_middle_leaves_no_orphan(bench, second)
+
+
+async def _a_kill_in_the_middle_loses_nothing(bench: GeneratorBench, victim: subprocess.Popen[bytes]) -> None:
     requests = additions(80)
     await bench.issue(*requests)
     await until(lambda: _busy(bench, "generator-1"), 60)
-    family = psutil.Process(first.pid).children(recursive=True)
-    first.kill()
-    first.wait()
+    family = psutil.Process(victim.pid).children(recursive=True)
+    victim.kill()
+    victim.wait()
+    assert await _busy(bench, "generator-1"), "it was killed in the middle of requests"
     await until(lambda: _answered(bench, 80), 120)
     groups = await bench.groups()
     assert sorted(group.group_id for group in groups) == sorted(made.request_id for made in requests)
@@ -119,10 +127,12 @@ async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_sto
     assert await bench.quarantined() == []
     _, alive = psutil.wait_procs(family, timeout=5)
     assert alive == [], "an engine core or a grader outlived its generator"
-    for group, made in ((group, requests[int(group.group_id[1:])]) for group in groups):
-        _require_as_planned(group.trajectories, made)
+    for group in groups:
+        _require_as_planned(group.trajectories, requests[int(group.group_id[1:])])
 
-    await _publish_base(bench, 1)
+
+async def _new_weights_are_served(bench: GeneratorBench) -> None:
+    await bench.publish(1, (BASE / "model.safetensors").read_bytes())
     await until(lambda: _applied(bench, 1), 60)
     await bench.issue(*additions(32, purpose=Purpose.EVALUATE, plan=GroupPlan(plain=1), score_demonstration=True))
     await until(lambda: _outcomes(bench, 112), 120)
@@ -131,26 +141,24 @@ async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_sto
     assert np.mean([outcome.rewards[0] for outcome in evaluated]) >= 0.85, "the base model masters easy problems"
     assert all(-40 < (outcome.demonstration_logprob or 0) < 0 for outcome in evaluated)
 
+
+async def _a_stop_in_the_middle_leaves_no_orphan(bench: GeneratorBench, stopped: subprocess.Popen[bytes]) -> None:
+    before = len(await bench.groups())
     await bench.issue(*additions(40))
     await until(lambda: _busy(bench, "generator-2"), 60)
-    family = psutil.Process(second.pid).children(recursive=True)
+    family = psutil.Process(stopped.pid).children(recursive=True)
     began_s = time.monotonic()
-    second.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(second.wait, 20) == 0
+    stopped.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(stopped.wait, 20) == 0
+    print(f"STOP {time.monotonic() - began_s:.2f} s")
     assert time.monotonic() - began_s < 8
     _, alive = psutil.wait_procs(family, timeout=2)
     assert alive == []
-    answered = len(await bench.groups()) - 80
+    answered = len(await bench.groups()) - before
     assert await bench.delivery.requests.length() == 40 - answered, "what was not answered waits for another"
 
 
-def _demonstration(tokens: np.ndarray, eos: int) -> object:
-    from common.trajectory import Demonstration
-
-    return Demonstration(np.append(tokens, np.int32(eos)))
-
-
-def _require_as_planned(trajectories: tuple[object, ...], made: Request) -> None:
+def _require_as_planned(trajectories: tuple[Trajectory, ...], made: Request) -> None:
     prompt, demonstration = made.prompt_tokens.tolist(), made.demonstrations[0].tokens.tolist()
     assert len(trajectories) == 9
     for i, trajectory in enumerate(trajectories):
@@ -163,16 +171,6 @@ def _require_as_planned(trajectories: tuple[object, ...], made: Request) -> None
             [(0, len(start), len(trajectory.tokens))] if i < 8 else []
         )
     assert trajectories[8].reward == 1.0
-
-
-async def _publish_base(bench: GeneratorBench, version: int) -> None:
-    data = (BASE / "model.safetensors").read_bytes()
-    directory = bench.directory / "weights" / str(version)
-    directory.mkdir(parents=True)
-    (directory / "model.safetensors").write_bytes(data)
-    files = {"model.safetensors": (len(data), hashlib.sha256(data).hexdigest())}
-    manifest = Manifest(version, 1, 1, PublicationKind.ANCHOR, 0, str(directory), files, {}, len(data), time.time())
-    await bench.weights.announce(manifest)
 
 
 async def _states(bench: GeneratorBench, state: str) -> bool:

@@ -1,0 +1,172 @@
+"""The commands against a real control plane: what they show, what they change, and how they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from control_process import ControlProcess
+from pretended_run import PretendedRun
+from redis_process import RedisProcess
+
+from common import connection
+from services.cli import app
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def control(redis_server: RedisProcess, tmp_path: Path) -> Iterator[ControlProcess]:
+    process = ControlProcess(tmp_path / "control", redis_server.url).wait_until_up()
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def run(control: ControlProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process; gives exit code, output and complaints."""
+    monkeypatch.setenv("TRIBUTARY_URL", control.url)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tributary", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            app.main()
+        code = caught.value.code
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        return code if isinstance(code, int) else 0, told.out, told.err
+
+    return run_command
+
+
+def pretend(redis_url: str, steps: int) -> None:
+    """Let a pretended run make some steps."""
+
+    async def advance() -> None:
+        redis = connection.connect(redis_url)
+        run = PretendedRun(redis, "test")
+        for _ in range(steps):
+            await run.advance(time.time())
+        await redis.aclose()
+
+    asyncio.run(advance())
+
+
+def test_a_switch_is_shown_read_compared_and_taken_back(run: Run) -> None:
+    code, out, _ = run("switch", "luffy", "--gamma", "0.2", "--hints", "demonstration", "-m", "teach it")
+    assert (code, out) == (
+        0,
+        "revision 2: algorithm dr_grpo → luffy, hints none → demonstration; in force from the learner's next step\n",
+    )
+    assert run("config", "get", "algorithm.gamma")[:2] == (0, "0.2\n")
+    assert "algorithm.gamma = 0.2\n" in run("config", "get")[1]
+    code, out, _ = run("config", "set", "algorithm.gamma=0.4", "optimizer.learning_rate=2e-6", "--if-revision", "2")
+    assert (code, out.split(";")[0]) == (
+        0,
+        "revision 3: algorithm.gamma 0.2 → 0.4, optimizer.learning_rate 1e-06 → 2e-06",
+    )
+    changes = json.loads(run("config", "diff", "--json")[1])["changes"]
+    assert [change["path"] for change in changes] == ["algorithm.gamma", "optimizer.learning_rate"]
+    code, out, _ = run("config", "history")
+    assert "teach it" in out
+    assert "algorithm dr_grpo → luffy" in out
+    document = json.loads(run("config", "rollback", "1", "--json")[1])
+    assert (document["revision"], document["config"]["algorithm"]["kind"]) == (4, "dr_grpo")
+    assert run("config", "diff", "1", "4")[1] == "revisions 1 and 4 are the same\n"
+
+
+def test_what_changes_nothing_is_said_to_change_nothing(run: Run) -> None:
+    code, out, _ = run("config", "set", "groups_per_step=16")
+    assert (code, out) == (0, "nothing to change: revision 1 says the same already\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["switch", "luffy"], "; here: add --hints demonstration"),
+        (["switch", "lufy"], "kind 'lufy' is not known: choose one of"),
+        (["switch", "luffy", "--gama", "1", "--hints", "demonstration"], "algorithm.gama: this key is not known here"),
+        (["config", "set", "max_staleness=-1"], "max_staleness: "),
+        (["config", "set", "algorithm"], "assigns nothing"),
+        (["config", "set", "groups_per_step=8", "--if-revision", "7"], "revision 1 is current"),
+        (["config", "rollback", "9"], "there is no revision 9"),
+        (["config", "diff", "1", "5"], "there is no revision 5"),
+        (["config", "get", "algorithm.nothing"], "the live configuration has no algorithm.nothing"),
+        (["config", "get", "--nothing"], "No such option"),
+        (["check", "nothing.toml"], ""),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_a_sentence_and_exit_code_2(
+    run: Run, words: list[str], complaint: str
+) -> None:
+    code, _, err = run(*words)
+    assert code == 2
+    assert complaint in err
+
+
+def test_status_tells_asked_and_in_force_apart(run: Run, redis_server: RedisProcess) -> None:
+    pretend(redis_server.url, 10)
+    assert run("config", "set", "groups_per_step=8")[0] == 0
+    code, out, _ = run("status")
+    assert code == 0
+    for words in (
+        "2 (in force: 1)",
+        "step",
+        "10 / 400",
+        "held-out hard",
+        "generator-2",
+        "1787 generated, 1420 trained",
+    ):
+        assert words in out
+    document: dict[str, Any] = json.loads(run("status", "--json")[1])
+    assert (document["revision"]["asked"], document["revision"]["in_force"]) == (2, 1)
+
+
+def test_watch_tells_the_story_so_far_silently_and_every_event_from_now_on(
+    run: Run, control: ControlProcess, redis_server: RedisProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from services.cli.client import ControlClient
+    from services.cli.commands import observing
+
+    pretend(redis_server.url, 10)
+    document = ControlClient(control.url).status()
+
+    async def watch_a_moment() -> None:
+        watching = asyncio.create_task(observing._watch(control.url, document, as_json=True, plain=False))
+        redis = connection.connect(redis_server.url)
+        run = PretendedRun(redis, "test")
+        run.step = 10
+        await run.advance(time.time())
+        while '"step": 11' not in (text := capsys.readouterr().out):
+            await asyncio.sleep(0.05)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await redis.aclose()
+        steps = [line for line in map(json.loads, text.splitlines()) if line["kind"] == "step"]
+        assert [step["data"]["step"] for step in steps] == [11]
+
+    asyncio.run(watch_a_moment())
+
+
+def test_a_control_plane_that_is_away_is_a_sentence_and_exit_code_1(run: Run, control: ControlProcess) -> None:
+    control.stop()
+    code, _, err = run("status")
+    assert code == 1
+    assert err.startswith(f"tributary: the control plane at {control.url} cannot be reached")
+
+
+def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for words in ("up", "down", "status", "watch", "config", "switch", "check", "Exit codes", "--install-completion"):
+        assert words in out
+    for name in ("up", "down", "status", "watch", "switch", "check"):
+        assert run(name, "--help")[0] == 0
