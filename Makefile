@@ -23,9 +23,11 @@ test: env ## run every test; T="-k words" or a path narrows it
 	@exec $(BIN)/python -m pytest $(T)
 
 check: env ## formatting, lint and types
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@exec $(BIN)/pyright
+	@failed=0; \
+	$(BIN)/ruff format --check . || failed=1; \
+	$(BIN)/ruff check . || failed=1; \
+	$(BIN)/pyright || failed=1; \
+	exit $$failed
 
 bench: env ## list the benchmarks; B=name runs one
 ifeq ($(B),)

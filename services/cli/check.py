@@ -62,7 +62,7 @@ async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
         *package_problems(settings),
     ]
     report.notes += _hub_notes(settings)
-    report.problems += await redis_problems(settings)
+    await inspect_redis(settings, report)
     if model:
         report.notes.append("data and grader were not checked, because that takes a usable model")
     else:
@@ -119,22 +119,22 @@ def package_problems(settings: RunFile) -> Iterator[str]:
             yield f"the Python package {package} is not installed, which {user} needs: run `make env`"
 
 
-async def redis_problems(settings: RunFile) -> list[str]:
-    """Whether there is a Redis that we can use: the one that is named, or one that we can start."""
+async def inspect_redis(settings: RunFile, report: Report) -> None:
+    """Add what is wrong with the Redis that is named, or that there is none of our own to start."""
     try:
         if (url := named_url(settings)) is None:
             find_executable()
-        else:
-            redis = connection.connect(url)
-            try:
-                await connection.check(redis, url)
-            finally:
-                await redis.aclose()
+            return
+        redis = connection.connect(url)
+        try:
+            await connection.check(redis, url)
+            report.notes += await connection.policy_problems(redis)
+        finally:
+            await redis.aclose()
     except RedisUnavailable as error:
-        return [str(error)]
+        report.problems.append(str(error))
     except ValueError as error:
-        return [f"the address of Redis cannot be understood ({error}): correct REDIS_URL or [redis] url"]
-    return []
+        report.problems.append(f"the address of Redis cannot be understood ({error}): correct REDIS_URL or [redis] url")
 
 
 def _hub_notes(settings: RunFile) -> Iterator[str]:

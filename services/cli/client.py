@@ -75,8 +75,10 @@ class ControlClient:
         params = {"reason": reason} if reason else {}
         return self._call("POST", "/v1/config/rollback", params=params, headers=headers, json={"revision": revision})
 
-    def close(self) -> None:
-        """Close the connection."""
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         self._http.close()
 
     def _call(self, method: str, path: str, **arguments: Any) -> Json:

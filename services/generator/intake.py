@@ -17,6 +17,7 @@ from services.generator.tasks import end
 
 BLOCK_MS = 500
 _LONG_DEAD_MS = 3_600_000
+_FAREWELL_S = 1.5
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,12 @@ class Intake:
             await asyncio.wait(self._held.values(), timeout=grace_s)
         await end(self._held.values())
         try:
-            await self._requests.release(self.consumer, list(self._held), _LONG_DEAD_MS)
-            await self._requests.forget(self.consumer)
-        except (RedisError, OSError) as error:  # then they are reclaimed a little later, by their idle time
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._requests.release(self.consumer, list(self._held), _LONG_DEAD_MS)
+                await self._requests.forget(self.consumer)
+        except (
+            RedisError,
+            OSError,
+            TimeoutError,
+        ) as error:  # then they are reclaimed a little later, by their idle time
             log.warning("requests not given up", extra={"requests": len(self._held), "error": str(error)})

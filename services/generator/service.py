@@ -28,7 +28,7 @@ from services.generator.tasks import end
 from services.generator.tokenizer import Detokenizer, open_detokenizer, require_model
 
 GRACE_S = 3.0
-CLOSE_S = 2.0
+CLOSE_S = 9.0
 MOST_DELIVERIES = 5
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ async def serve(
 ) -> int:
     """Run a generator until it is told to stop; its exit code. SettingsError before anything is started."""
     settings = process.settings
+    process.details |= {"tokens_per_s": 0.0, "running": 0, "requests": 0, "generated_tokens": 0}
     require_model(settings.model)
     await asyncio.to_thread(graders.load, settings.grader.name, settings.grader.options)
     detokenize = await asyncio.to_thread(open_text, settings.model)

@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from control_process import ControlProcess
 from pretended_run import PretendedRun
+from redis import Redis
 from redis_process import RedisProcess
 
 from common import connection
+from common.config.live import dump_live, parse_live
+from common.keys import Keys
 from services.cli import app
+from services.cli.client import ControlClient
+from services.cli.commands import observing
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def control(redis_server: RedisProcess, tmp_path: Path) -> Iterator[ControlProcess]:
-    process = ControlProcess(tmp_path / "control", redis_server.url).wait_until_up()
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """One Redis for all of them."""
+    server = RedisProcess(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def lasting_control(redis: RedisProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProcess]:
+    """One control plane for all of them, since starting it takes seconds."""
+    process = ControlProcess(tmp_path_factory.mktemp("control"), redis.url).wait_until_up()
     yield process
     process.stop()
+
+
+@pytest.fixture
+def control(lasting_control: ControlProcess, redis: RedisProcess) -> ControlProcess:
+    """The control plane, with a run that has only its first revision and has done nothing yet."""
+    revision = {"revision": 1, "config": dump_live(parse_live({})), "author": "run file", "origin": "run file"}
+    record = json.dumps(revision | {"at_s": 0.0, "reason": "", "changes": []})
+    keys = Keys("test")
+    with Redis.from_url(redis.url) as client:
+        client.delete(keys.config_history, keys.in_force, keys.events, keys.processes)
+        client.hset(keys.config, mapping={"revision": 1, "record": record})
+        client.rpush(keys.config_history, record)
+    return lasting_control
 
 
 @pytest.fixture
@@ -51,11 +79,11 @@ def pretend(redis_url: str, steps: int) -> None:
     """Let a pretended run make some steps."""
 
     async def advance() -> None:
-        redis = connection.connect(redis_url)
-        run = PretendedRun(redis, "test")
+        client = connection.connect(redis_url)
+        run = PretendedRun(client, "test")
         for _ in range(steps):
             await run.advance(time.time())
-        await redis.aclose()
+        await client.aclose()
 
     asyncio.run(advance())
 
@@ -112,8 +140,8 @@ def test_what_cannot_be_used_is_refused_with_a_sentence_and_exit_code_2(
     assert complaint in err
 
 
-def test_status_tells_asked_and_in_force_apart(run: Run, redis_server: RedisProcess) -> None:
-    pretend(redis_server.url, 10)
+def test_status_tells_asked_and_in_force_apart(run: Run, redis: RedisProcess) -> None:
+    pretend(redis.url, 10)
     assert run("config", "set", "groups_per_step=8")[0] == 0
     code, out, _ = run("status")
     assert code == 0
@@ -131,36 +159,36 @@ def test_status_tells_asked_and_in_force_apart(run: Run, redis_server: RedisProc
 
 
 def test_watch_tells_the_story_so_far_silently_and_every_event_from_now_on(
-    run: Run, control: ControlProcess, redis_server: RedisProcess, capsys: pytest.CaptureFixture[str]
+    run: Run, control: ControlProcess, redis: RedisProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from services.cli.client import ControlClient
-    from services.cli.commands import observing
-
-    pretend(redis_server.url, 10)
-    document = ControlClient(control.url).status()
+    pretend(redis.url, 10)
+    with ControlClient(control.url) as client:
+        document = client.status()
 
     async def watch_a_moment() -> None:
         watching = asyncio.create_task(observing._watch(control.url, document, as_json=True, plain=False))
-        redis = connection.connect(redis_server.url)
-        run = PretendedRun(redis, "test")
+        client = connection.connect(redis.url)
+        run = PretendedRun(client, "test")
         run.step = 10
         await run.advance(time.time())
         while '"step": 11' not in (text := capsys.readouterr().out):
             await asyncio.sleep(0.05)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        await redis.aclose()
+        await client.aclose()
         steps = [line for line in map(json.loads, text.splitlines()) if line["kind"] == "step"]
         assert [step["data"]["step"] for step in steps] == [11]
 
     asyncio.run(watch_a_moment())
 
 
-def test_a_control_plane_that_is_away_is_a_sentence_and_exit_code_1(run: Run, control: ControlProcess) -> None:
-    control.stop()
-    code, _, err = run("status")
+def test_a_control_plane_that_is_away_is_a_sentence_and_exit_code_1(run: Run) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        code, _, err = run("status", "--url", url)
     assert code == 1
-    assert err.startswith(f"tributary: the control plane at {control.url} cannot be reached")
+    assert err.startswith(f"tributary: the control plane at {url} cannot be reached")
 
 
 def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 from generator_bench import GeneratorBench, request, until
@@ -84,13 +85,14 @@ async def test_sigterm_ends_a_busy_generator_well_and_soon_and_its_requests_live
     await bench.issue(request(1), request(2))
     busy = spawn("generator-1", FAKE_TOKEN_S="10")
     await until(lambda: _in_state(bench, "generator-1", requests=2), 60)
-    children = _children(busy.pid)
+    children = psutil.Process(busy.pid).children(recursive=True)
     began_s = time.monotonic()
     busy.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(busy.wait, 20) == 0
     assert time.monotonic() - began_s < 6
     assert children
-    assert [pid for pid in children if _is_running(pid)] == []
+    _, alive = psutil.wait_procs(children, timeout=2)
+    assert alive == []
     assert len(await bench.delivery.requests.reclaim("another", 60_000, 10)) == 2
     assert (await bench.heartbeat("generator-1"))["state"] == "stopped"
 
@@ -130,22 +132,3 @@ async def _in_state(bench: GeneratorBench, name: str, **wanted: object) -> bool:
 
 async def _answered(bench: GeneratorBench, count: int) -> bool:
     return len(await bench.groups()) >= count and len(await bench.outcomes()) >= count
-
-
-def _children(pid: int) -> list[int]:
-    parents = {int(e.name): _parent(int(e.name)) for e in Path("/proc").iterdir() if e.name.isdigit()}
-    return [child for child, parent in parents.items() if parent == pid]
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

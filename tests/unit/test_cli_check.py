@@ -123,7 +123,9 @@ async def test_a_redis_that_does_not_answer_is_a_sentence_without_its_password(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("REDIS_URL", f"redis://:hush@127.0.0.1:{closed.getsockname()[1]}/0")
-        (problem,) = await check.redis_problems(settings(tmp_path))
+        report = check.Report()
+        await check.inspect_redis(settings(tmp_path), report)
+    (problem,) = report.problems
     assert "cannot be reached" in problem
     assert "hush" not in problem
 
@@ -132,7 +134,9 @@ async def test_an_address_of_redis_that_is_none_is_a_sentence(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "localhost:6379")
-    (problem,) = await check.redis_problems(settings(tmp_path))
+    report = check.Report()
+    await check.inspect_redis(settings(tmp_path), report)
+    (problem,) = report.problems
     assert "the address of Redis cannot be understood" in problem
 
 

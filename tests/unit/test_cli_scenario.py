@@ -125,7 +125,10 @@ class ControlStub:
             raise answer
         self.sent.append(f"{author}: {reason}")
 
-    def close(self) -> None:
+    def __enter__(self) -> ControlStub:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         pass
 
 

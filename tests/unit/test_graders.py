@@ -106,6 +106,13 @@ def test_a_grader_that_cannot_be_used_is_refused_with_a_sentence(
         load(name, options)
 
 
+def test_a_module_that_raises_while_it_is_imported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unparsable_grader.py").write_text("def grade(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="importing 'unparsable_grader:grade' raised SyntaxError"):
+        load("unparsable_grader:grade", {})
+
+
 def test_a_function_of_ones_own_may_return_a_number() -> None:
     assert load("operator:eq", {})("7", "7") == Grade(1.0)
 

@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
 
 def status(run: RunOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show what is asked for and what is in force, who is alive, how fast and how far."""
-    client = ControlClient(location.control_url(run, url))
-    document = client.status()
+    with ControlClient(location.control_url(run, url)) as client:
+        document = client.status()
     if as_json:
         print(json.dumps(document, indent=2))
         return
@@ -108,7 +108,8 @@ def watch(
 ) -> None:
     """Follow a run in the terminal until Ctrl-C. The run goes on without you."""
     address = location.control_url(run, url)
-    document = ControlClient(address).status()
+    with ControlClient(address) as client:
+        document = client.status()
     try:
         asyncio.run(_watch(address, document, as_json=as_json, plain=plain))
     except KeyboardInterrupt:

@@ -46,7 +46,8 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Show the live configuration, or a part of it."""
-    revision = _client(run, url).config()
+    with _client(run, url) as client:
+        revision = client.config()
     value = pick(revision["config"], path)
     if as_json:
         print(json.dumps(value if path else revision, indent=2))
@@ -70,7 +71,9 @@ def set_values(
 ) -> None:
     """Change values of the live configuration, all in one revision. `null` returns a value to its default."""
     patch = parse_assignments(assignments)
-    _show_decision(_client(run, url).patch(patch, reason=reason, expected=if_revision), as_json=as_json)
+    with _client(run, url) as client:
+        decision = client.patch(patch, reason=reason, expected=if_revision)
+    _show_decision(decision, as_json=as_json)
 
 
 @config.command()
@@ -82,7 +85,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two revisions."""
-    revisions = {int(revision["revision"]): revision for revision in _client(run, url).revisions()}
+    with _client(run, url) as client:
+        revisions = {int(revision["revision"]): revision for revision in client.revisions()}
     newest = max(revisions, default=0)
     second = newest if after is None else after
     first = max(second - 1, 1) if before is None else before
@@ -115,7 +119,8 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """List the revisions, newest first: who, when, why, what, and from which learner step in force."""
-    revisions = _client(run, url).revisions(limit)
+    with _client(run, url) as client:
+        revisions = client.revisions(limit)
     if as_json:
         print(json.dumps(revisions, indent=2))
         return
@@ -143,7 +148,9 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Make an earlier revision's configuration current again, as a new revision."""
-    _show_decision(_client(run, url).roll_back(revision, reason=reason), as_json=as_json)
+    with _client(run, url) as client:
+        decision = client.roll_back(revision, reason=reason)
+    _show_decision(decision, as_json=as_json)
 
 
 def _kinds() -> list[str]:
@@ -165,7 +172,8 @@ def switch(
     """
     patch = parse_switch(kind, context.args)
     try:
-        decision = _client(run, url).patch(patch, reason=reason)
+        with _client(run, url) as client:
+            decision = client.patch(patch, reason=reason)
     except Refused as error:
         remedy = _remedy(patch) if "hint policy" in str(error) else ""
         raise Refused(error.status, f"{error}{remedy}", error.problem) from error

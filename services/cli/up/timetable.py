@@ -30,18 +30,16 @@ class Timetable:
             due = self._scenario.due(self._progress.step)
             if due is None or not self._progress.dashboard:
                 continue
-            client = ControlClient(self._progress.dashboard)
             try:
-                if not knows_history:
-                    history = await asyncio.to_thread(client.revisions)
-                    self._scenario.skip_applied(str(revision["reason"]) for revision in history)
-                    knows_history = True
-                    continue
-                await self._send(client, *due)
+                with ControlClient(self._progress.dashboard) as client:
+                    if knows_history:
+                        await self._send(client, *due)
+                    else:
+                        history = await asyncio.to_thread(client.revisions)
+                        self._scenario.skip_applied(str(revision["reason"]) for revision in history)
+                        knows_history = True
             except ControlUnreachable:
                 await asyncio.sleep(_RETRY_S)
-            finally:
-                client.close()
 
     async def _send(self, client: ControlClient, reason: str, change: ScheduledChange) -> None:
         """Send one change. One that is refused is told and left out; one that meets a passing trouble stays due."""

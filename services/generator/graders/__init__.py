@@ -50,6 +50,8 @@ def _find(name: str, reference: str) -> Callable[..., Any]:
         ) from error
     except AttributeError as error:
         raise SettingsError(f"[grader] name: module {module_name} has no {attribute}: correct the name") from error
+    except Exception as error:  # a module of somebody else's may raise anything while it is imported
+        raise SettingsError(f"[grader] name: importing {name!r} raised {type(error).__name__}: {error}") from error
     if not callable(found):
         raise SettingsError(f"[grader] name: {name} is not a function or class but {type(found).__name__}")
     return found
