@@ -55,8 +55,9 @@ def make_ready(venv: Path, device: str) -> None:
         if found == wanted:  # whoever held the lock has just done it
             return
         began_s = time.monotonic()
-        print(f"set-up: making .venv for {device} (once; log in .venv/setup.log)", flush=True)
         fresh = any(found.get(key) != wanted[key] for key in ("python", "device", "root"))
+        doing = "making .venv (once)" if fresh else "bringing .venv up to date"
+        print(f"set-up: {doing} for {device}; log in .venv/setup.log", flush=True)
         if fresh:
             # Without a stamp an earlier set-up broke off somewhere inside pip: only a new start is known to be whole.
             build_venv(venv)

@@ -133,7 +133,7 @@ class JsonVoice:
 
     def tell(self, event: Event, sentence: str) -> None:
         """Print the event, whether it is worth a sentence or not."""
-        self._print({"kind": event.kind.value, "text": sentence, "data": event.data})
+        self._print({"at_s": event.at_s, "kind": event.kind.value, "text": sentence, "data": event.data})
 
     def show(self, progress: Progress) -> None:
         """Steps are told as they happen; nothing in between."""

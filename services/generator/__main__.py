@@ -7,4 +7,6 @@ import sys
 if __name__ == "__main__":  # imported again by every grader process, which needs none of this
     from services.generator.start import check, main
 
-    raise SystemExit(check(sys.argv[1:]) if "--check" in sys.argv[1:] else main())
+    if "--check" in sys.argv[1:]:
+        raise SystemExit(check(sys.argv[1:]))
+    main()

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from services.generator.engine_gauges import EngineGauges
 
 MIN_TEMPERATURE = 0.01
+_CORE_FAREWELL_S = 1.0
+"""A core that is told to end has nothing to save; after this it is killed."""
 
 _Result = TypeVar("_Result")
 
@@ -226,7 +228,7 @@ class Engine:
         if self._llm.output_handler is not None:  # else it reports the core's planned end as a failure
             self._llm.output_handler.cancel()
         self._llm.output_processor.propagate_error(_dead_error())
-        await asyncio.to_thread(self._llm.shutdown)
+        await asyncio.to_thread(self._llm.shutdown, _CORE_FAREWELL_S)
         await asyncio.to_thread(self._home.shutdown)
         cast("AsyncMPClient", self._llm.engine_core).resources.ctx.destroy(linger=0)  # vLLM leaves its sockets' context
 

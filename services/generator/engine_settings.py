@@ -29,12 +29,12 @@ _CPU_KV_CACHE_BYTES = 256 << 20
 class EngineSettings:
     """How to start an engine.
 
-    model: a directory or a hub name. dtype: "auto" is float32 on CPU (where bfloat16 is slow and inexact), else bfloat16.
-    kv_cache_bytes, gpu_memory_utilization: None lets the platform choose (256 MiB on CPU). seed: give every generator its
-    own, or they sample alike. clear_cache_on_update: recompute the attention cache of running sequences after an update,
-    so that the weights of a token's own version reproduce its log-prob; False resumes sooner on the old cache. version:
-    what the weights in `model` are called. control_timeout_s bounds each control call of an update; it has to cover
-    loading the weights once.
+    model: a directory or a hub name. dtype: "auto" is float32 on CPU (where bfloat16 is slow and inexact), otherwise
+    bfloat16. kv_cache_bytes, gpu_memory_utilization: None lets the platform choose (256 MiB on CPU). seed: give every
+    generator its own, or they sample alike. clear_cache_on_update: recompute the attention cache of running sequences
+    after an update, so that the weights of a token's own version reproduce its log-prob; False resumes sooner on the
+    old cache. version: what the weights in `model` are called. control_timeout_s bounds each control call of an update;
+    it has to cover loading the weights once.
     """
 
     model: str

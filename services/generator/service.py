@@ -28,7 +28,7 @@ from services.generator.tasks import end
 from services.generator.tokenizer import Detokenizer, open_detokenizer, require_model
 
 GRACE_S = 3.0
-CLOSE_S = 9.0
+CLOSE_S = 2.5
 MOST_DELIVERIES = 5
 
 log = logging.getLogger(__name__)

@@ -92,7 +92,8 @@ async def test_quarantine_keeps_the_message_says_why_and_returns_the_credit(
     [entry] = await delivery.requests.take("g", 10, 10)
     assert await delivery.quarantine(delivery.requests, entry, "bad", by="g", group_id="r1", outcome=b"failed")
     assert not await delivery.quarantine(delivery.requests, entry, "bad", by="g", group_id="r1", outcome=b"failed")
-    [(_, kept)] = await client().xrange(Keys("test").quarantine)
+    [(_, kept)] = await client().xrange(Keys("test").quarantine) or []
+    assert kept is not None
     assert (kept[b"payload"], kept[b"reason"], kept[b"stream"]) == (b"broken", b"bad", b"requests")
     assert await delivery.outstanding() == 0
     assert [e.payload for e in await delivery.outcomes.take("curriculum", 10, 10)] == [b"failed"]

@@ -1,4 +1,4 @@
-"""The one way to run a process, tried on a real one: signals, health, metrics, logs, exit codes, death of the parent."""
+"""The one way to run a process, on a real one: signals, health, metrics, logs, exit codes, death of the parent."""
 
 from __future__ import annotations
 

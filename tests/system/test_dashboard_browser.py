@@ -23,7 +23,7 @@ from redis_process import RedisProcess
 from common import connection
 
 if TYPE_CHECKING:
-    from playwright.async_api import Page
+    from playwright.async_api import Page  # pyright: ignore[reportMissingImports]
 
 async_api = pytest.importorskip("playwright.async_api", reason="the browser test needs the playwright package")
 

@@ -35,7 +35,7 @@ class Unprepared(SettingsError):
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
-        super().__init__(" ".join(problems))
+        super().__init__("\ntributary: ".join(problems))
 
 
 async def prepare(options: Options) -> Prepared:

@@ -62,9 +62,9 @@ class Child:
         return code
 
     def terminate(self) -> None:
-        """Ask it and the processes that it started to stop."""
+        """Ask it to stop. Only itself: an engine core that is asked beside it would drop the requests it works on."""
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGTERM)
+            os.kill(self.pid, signal.SIGTERM)
 
 
 def describe_exit(code: int) -> str:
