@@ -174,6 +174,7 @@ def test_missing_system_packages_are_named_in_one_sentence(monkeypatch: pytest.M
 
 
 def test_a_full_disk_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere")
     monkeypatch.setitem(machine.NEEDED_GB, "cpu", 10**9)
     with pytest.raises(SetupError, match=r"GB free in .*: make room"):
         machine.require_system(ROOT, "cpu")
