@@ -17,7 +17,7 @@ env: ## make or repair .venv (TRIBUTARY_DEVICE=cpu|gpu overrides the choice)
 
 # `exec` puts the program itself under make: one Ctrl-C reaches it once, and make waits until it has stopped everything.
 demo: env ## train on the addition task, steered live; KEEP=1 leaves it running
-	@exec $(BIN)/tributary up examples/addition/run.toml --scenario examples/addition/scenario.toml $(if $(KEEP),--keep)
+	@exec $(BIN)/tributary up examples/addition/run.toml --fresh --scenario examples/addition/scenario.toml $(if $(KEEP),--keep)
 
 test: env ## run every test; T="-k words" or a path narrows it
 	@exec $(BIN)/python -m pytest $(T)

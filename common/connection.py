@@ -16,10 +16,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
     ConnectionError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
+    TryAgainError,
 )
 
 from common.errors import RedisUnavailable
@@ -27,7 +32,21 @@ from common.errors import RedisUnavailable
 Result = TypeVar("Result")
 OLDEST = (6, 2)
 SOCKET_TIMEOUT_S = 5.0
-_PASSING = ("LOADING", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "NOGROUP")
+_PASSING = (
+    ConnectionError,
+    TimeoutError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    MasterDownError,
+    TryAgainError,
+    ClusterDownError,
+    OSError,
+)
+# redis-py strips the code of some errors and wraps those of scripts and transactions in words of its own.
+_PASSING_CODE = re.compile(
+    r"(?:^|[-\s('\"])(LOADING|MISCONF|OOM|READONLY|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|NOGROUP|UNBLOCKED|NOREPLICAS)\b"
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +90,7 @@ async def policy_problems(redis: Any) -> list[str]:
         settings: dict[str, str] = {}
         for name in ("maxmemory-policy", "appendonly"):
             settings |= await redis.config_get(name)
-    except ResponseError:  # managed services forbid CONFIG
+    except (RedisError, OSError):  # managed services forbid CONFIG; an absent Redis is said by the next call
         return problems
     if settings.get("maxmemory-policy", "noeviction") != "noeviction":
         problems.append(f"Redis evicts keys ({settings['maxmemory-policy']}): set maxmemory-policy noeviction")
@@ -83,8 +102,9 @@ async def policy_problems(redis: Any) -> list[str]:
 def without_password(url: str) -> str:
     """The URL as it may be shown and logged."""
     parts = urlsplit(url)
+    parts = parts._replace(query="***" if parts.query else "")
     if parts.password is None:
-        return url
+        return urlunsplit(parts)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}{port}"))
@@ -94,9 +114,9 @@ def is_passing(error: Exception) -> bool:
     """Whether a Redis error is one that goes away: a lost connection, a restart, a full disk."""
     if isinstance(error, AuthenticationError):
         return False
-    if isinstance(error, ConnectionError | TimeoutError | BusyLoadingError | OSError):
+    if isinstance(error, _PASSING):
         return True
-    return isinstance(error, ResponseError) and str(error).startswith(_PASSING)
+    return isinstance(error, ResponseError) and _PASSING_CODE.search(str(error)) is not None
 
 
 class Patience:

@@ -6,10 +6,11 @@ It is for display: consumers may miss nothing of what is kept, but only the newe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 
@@ -83,6 +84,24 @@ class EventLog:
 
 
 def _event(entry: Any) -> Event:
+    """The event of an entry. One that is not ours must not end whoever reads the log, so it becomes a notice."""
     event_id, fields = entry
-    kind = EventKind(fields[b"kind"].decode())
-    return Event(event_id.decode(), kind, float(fields[b"at"]), json.loads(fields[b"data"]))
+    try:
+        kind, at_s = EventKind(fields[b"kind"].decode()), float(fields[b"at"])
+        return Event(event_id.decode(), kind, at_s if math.isfinite(at_s) else 0.0, _data(fields[b"data"]))
+    except (KeyError, ValueError, RecursionError):
+        return Event(event_id.decode(), EventKind.NOTICE, 0.0, {"text": "an event that cannot be read"})
+
+
+def _data(text: bytes) -> dict[str, Any]:
+    """The data of an event. ValueError unless it is a JSON object that can be written as JSON again."""
+    data = json.loads(text, parse_constant=_refuse)
+    if not isinstance(data, dict):
+        raise ValueError("the data of an event is an object")
+    if b"\\u" in text:  # half of a surrogate pair can be read, but not written
+        json.dumps(data, ensure_ascii=False).encode()
+    return cast(dict[str, Any], data)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")

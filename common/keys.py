@@ -35,6 +35,11 @@ class Keys:
         return self._key("weights")
 
     @property
+    def newest_version(self) -> str:
+        """String: the newest announced weight version."""
+        return self._key("weights:newest")
+
+    @property
     def quarantine(self) -> str:
         """Stream: messages that could not be used, with the reason."""
         return self._key("quarantine")

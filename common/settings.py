@@ -1,6 +1,7 @@
 """The run file: everything that is read once at start. What may change while the run goes on is in its [live] table.
 
-Relative paths are relative to the run file. $REDIS_URL overrides [redis] url; secrets come from the environment only.
+Relative paths are relative to the run file. $REDIS_URL overrides [redis] url, $TRIBUTARY_MAX_STEPS (a number, or "none"
+for no limit) overrides [learner] max_steps; secrets come from the environment only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pydantic import Field, ValidationError
 from common.config.base import Frozen
 from common.config.live import LiveConfig, parse_live
 from common.errors import ConfigRejected, SettingsError
+
+MAX_STEPS_VARIABLE = "TRIBUTARY_MAX_STEPS"
 
 
 class RunSettings(Frozen):
@@ -184,6 +187,13 @@ class RunFile(Frozen):
 def load_run(path: Path) -> RunFile:
     """The run that a TOML file describes; SettingsError names file, key and remedy."""
     try:
+        return _with_max_steps(_resolve(_read(path), path.resolve().parent))
+    except RecursionError as error:
+        raise SettingsError(f"{path} is nested too deeply to be read: a run file has a few levels only") from error
+
+
+def _read(path: Path) -> RunFile:
+    try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"cannot read the run file {path}: {error.strerror}") from error
@@ -193,12 +203,11 @@ def load_run(path: Path) -> RunFile:
     _expand(document)
     try:
         parse_live(live)
-        settings = RunFile.model_validate(document)
+        return RunFile.model_validate(document)
     except ConfigRejected as error:
         raise SettingsError(f"{path}: [live] {error}") from error
     except ValidationError as error:
         raise SettingsError(f"{path}: " + "; ".join(_problem(e) for e in error.errors(include_url=False))) from error
-    return _resolve(settings, path.resolve().parent)
 
 
 def _problem(error: Any) -> str:
@@ -227,15 +236,34 @@ def _variable(name: str) -> str:
     return value
 
 
+def _with_max_steps(settings: RunFile) -> RunFile:
+    """The run with the last step that the environment names, if it names one."""
+    asked = os.environ.get(MAX_STEPS_VARIABLE)
+    if not asked:
+        return settings
+    if asked != "none" and not re.fullmatch("[1-9][0-9]{0,17}", asked):
+        raise SettingsError(f'{MAX_STEPS_VARIABLE} is {asked!r}: set it to a number of steps, or to "none", or unset it')
+    max_steps = None if asked == "none" else int(asked)
+    return settings.model_copy(update={"learner": settings.learner.model_copy(update={"max_steps": max_steps})})
+
+
+def _at_home(path: Path) -> Path:
+    """The path with a leading ~ replaced."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"{path} is in the home directory of nobody here: write the path out") from error
+
+
 def _resolve(settings: RunFile, home: Path) -> RunFile:
     """The run with every path made absolute, relative ones being relative to the run file's directory."""
 
     def absolute(path: Path | None) -> Path | None:
-        return None if path is None else (home / path.expanduser()).resolve()
+        return None if path is None else (home / _at_home(path)).resolve()
 
     def located(name: str) -> str:
         """A local path if there is one, or if it can only be meant as one; else a hub name, left as it is."""
-        local = home / Path(name).expanduser()
+        local = home / _at_home(Path(name))
         is_path = name.startswith((".", "/", "~")) or Path(name).suffix in (".jsonl", ".json", ".parquet")
         return str(local.resolve()) if is_path or local.exists() else name
 

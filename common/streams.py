@@ -25,7 +25,9 @@ redis.call('XADD', KEYS[3], '*', 'payload', ARGV[4])
 return 1
 """
 
+# A repeated call, after a lost reply, brings the state that is there already: nothing is issued twice.
 _ISSUE = """
+if redis.call('GET', KEYS[3]) == ARGV[1] then return 0 end
 for i = 2, #ARGV, 2 do
   redis.call('XADD', KEYS[1], '*', 'payload', ARGV[i + 1])
   if ARGV[i] ~= '' then redis.call('SADD', KEYS[2], ARGV[i]) end
@@ -34,10 +36,12 @@ redis.call('SET', KEYS[3], ARGV[1])
 return (#ARGV - 1) / 2
 """
 
+# Quarantine is no work queue: it keeps the newest messages, so that a grader that always fails does not fill Redis.
 _QUARANTINE = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'stream', ARGV[3], 'reason', ARGV[4], 'by', ARGV[5], 'payload', ARGV[6], 'id', ARGV[7])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*',
+  'stream', ARGV[3], 'reason', ARGV[4], 'by', ARGV[5], 'payload', ARGV[6], 'id', ARGV[7])
 if ARGV[7] ~= '' then redis.call('SREM', KEYS[3], ARGV[7]) end
 if ARGV[8] ~= '' then redis.call('XADD', KEYS[4], '*', 'payload', ARGV[8]) end
 return 1
@@ -162,7 +166,8 @@ class Delivery:
     async def issue(self, requests: Sequence[tuple[str, bytes]], state: bytes) -> None:
         """Add requests and move the curriculum's state, all or nothing.
 
-        requests: (group id that counts against the credit, or "" for an evaluation; payload).
+        requests: (group id that counts against the credit, or "" for an evaluation; payload). `state` must differ
+        from the one before: a second call with the same state is a repetition, and does nothing.
         """
         args: list[str | bytes] = [state]
         for credit_id, payload in requests:

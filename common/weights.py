@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -88,29 +89,56 @@ def verify(manifest: Manifest) -> Path:
     return directory
 
 
+# Versions grow: an announcement that is not newer than the last one is refused.
+_ANNOUNCE = """
+if tonumber(redis.call('GET', KEYS[2]) or '-1') >= tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[2], ARGV[1])
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'payload', ARGV[3])
+return 1
+"""
+
+
 class WeightAnnouncements:
-    """The stream of manifests. A version is announced only after it is complete and verified."""
+    """The stream of manifests. A version is announced only after it is complete and verified.
+
+    An entry that is no manifest is passed over: others' mistakes stop neither learner nor generators.
+    """
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
         self._key = keys.weights
+        self._newest_key = keys.newest_version
+        self._announce = self._redis.register_script(_ANNOUNCE)
 
     async def announce(self, manifest: Manifest) -> None:
-        """Tell every generator about a version. An entry's id is `version-0`: no version is announced twice."""
-        fields = {"payload": manifest.encode()}
-        await self._redis.xadd(self._key, fields, id=f"{manifest.version}-0", maxlen=_KEPT, approximate=True)
+        """Tell every generator about a version. Announcing it again, or after a newer one, does nothing."""
+        args = [manifest.version, _KEPT, manifest.encode()]
+        await self._announce(keys=[self._key, self._newest_key], args=args)
 
     async def newest(self) -> Manifest | None:
         """The newest announced version; None before the first publication."""
-        entries: Any = await self._redis.xrevrange(self._key, count=1)
-        return decode_manifest(entries[0][1][b"payload"]) if entries else None
+        return next(iter(await self.recent(1)), None)
 
     async def wait_newer(self, version: int, block_ms: int) -> Manifest | None:
-        """The newest version greater than `version`; waits up to `block_ms` for one, then None."""
-        reply: Any = await self._redis.xread({self._key: f"{version}-0"}, count=1, block=block_ms)
-        return await self.newest() if reply else None
+        """The newest version if it is greater than `version`; waits up to `block_ms` for news, then None."""
+        last: Any = await self._redis.xrevrange(self._key, count=1)
+        newest = await self.newest()
+        if newest is None or newest.version <= version:
+            if not await self._redis.xread({self._key: last[0][0] if last else "0"}, count=1, block=block_ms):
+                return None
+            newest = await self.newest()
+        return newest if newest is not None and newest.version > version else None
 
     async def recent(self, count: int) -> list[Manifest]:
         """The last `count` announced versions, newest first."""
-        entries: Any = await self._redis.xrevrange(self._key, count=count)
-        return [decode_manifest(fields[b"payload"]) for _, fields in entries]
+        found: list[Manifest] = []
+        end = "+"
+        while len(found) < count:
+            entries: Any = await self._redis.xrevrange(self._key, max=end, count=max(count, 10))
+            for entry_id, fields in entries:
+                end = f"({entry_id.decode()}"
+                with suppress(WeightsError):
+                    found.append(decode_manifest(fields.get(b"payload", b"")))
+            if not entries:
+                break
+        return sorted(found, key=lambda manifest: -manifest.version)[:count]

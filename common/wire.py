@@ -29,6 +29,8 @@ from common.trajectory import (
 
 _msgpack: Any = msgpack  # Any: msgpack is not annotated
 SCHEMA = 1
+LARGEST_REWARD = 1e6
+LARGEST_GROUP = 4096
 _DTYPES = {"<i4": np.dtype("<i4"), "<f4": np.dtype("<f4"), "<u1": np.dtype("<u1")}
 _TAGS = {"i4": "<i4", "f4": "<f4", "u1": "<u1"}
 
@@ -113,6 +115,16 @@ def decode_outcome(payload: bytes) -> Outcome:
     return _decode(payload, "outcome", _outcome)
 
 
+def identity(payload: bytes) -> str:
+    """The id that a message names, whatever else is wrong with it; "" if it names none."""
+    try:
+        message = _msgpack.unpackb(payload, raw=False, strict_map_key=True)
+    except (ValueError, _msgpack.exceptions.UnpackException):
+        return ""
+    found = cast(Fields, message).get("id") if isinstance(message, dict) else None
+    return found if isinstance(found, str) else ""
+
+
 def _pack(kind: str, fields: Fields) -> bytes:
     return _msgpack.packb({"k": kind, "v": SCHEMA, **fields}, use_bin_type=True)
 
@@ -134,7 +146,7 @@ def _decode(payload: bytes, kind: str, build: Callable[[Fields], Message]) -> Me
         raise NewerSchemaError(f"the {kind} has schema {version}, this process reads up to {SCHEMA}: upgrade it")
     try:
         return build(fields)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise WireError(f"malformed {kind}: {type(error).__name__}: {error}") from error
 
 
@@ -151,6 +163,29 @@ def _unarray(field: Any, code: str) -> NDArray[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("an array holds NaN or infinity")
     return array
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError(f"a number is {number}")
+    return number
+
+
+def _reward(value: Any) -> float:
+    """A reward that float32 arithmetic can carry: one absurd reward would make the whole step not finite."""
+    reward = _finite(value)
+    if abs(reward) > LARGEST_REWARD:
+        raise ValueError(f"the reward is {reward}")
+    return reward
+
+
+def _members(value: Any) -> int:
+    """A number of members that a group may have: a forged one must not take a generator down."""
+    count = int(value)
+    if not 0 <= count <= LARGEST_GROUP:
+        raise ValueError(f"a group of {count} members was asked for")
+    return count
 
 
 def _optional_logprobs(values: NDArray[np.float32] | None) -> list[Any] | None:
@@ -183,7 +218,7 @@ def _request(fields: Fields) -> Request:
         revision=int(fields["revision"]),
         prompt_tokens=_unarray(fields["prompt"], "i4"),
         answer=str(fields["answer"]),
-        plan=GroupPlan(int(plain), int(branched), int(hint_length), int(demonstrations)),
+        plan=GroupPlan(_members(plain), _members(branched), int(hint_length), _members(demonstrations)),
         sampling=Sampling(float(temperature), int(max_tokens)),
         demonstrations=tuple(_demonstration(d) for d in fields["demonstrations"]),
         dataset=str(fields["dataset"]),
@@ -206,17 +241,14 @@ def _trajectory_fields(trajectory: Trajectory) -> Fields:
 
 
 def _trajectory(fields: Fields) -> Trajectory:
-    reward = float(fields["reward"])
-    if not np.isfinite(reward):
-        raise ValueError(f"the reward is {reward}")
     return Trajectory(
         tokens=_unarray(fields["tokens"], "i4"),
         sources=_unarray(fields["sources"], "u1"),
         behaviour_logprobs=_unarray(fields["behaviour"], "f4"),
         expert_logprobs=None if fields["expert"] is None else _unarray(fields["expert"], "f4"),
         versions=tuple(VersionSpan(int(v), int(s), int(e)) for v, s, e in fields["versions"]),
-        reward=reward,
-        reward_parts={str(k): float(v) for k, v in fields["parts"].items()},
+        reward=_reward(fields["reward"]),
+        reward_parts={str(k): _reward(v) for k, v in fields["parts"].items()},
         finish=Finish(fields["finish"]),
     )
 
@@ -233,18 +265,22 @@ def _group(fields: Fields) -> Group:
 
 def _outcome(fields: Fields) -> Outcome:
     logprob = fields["demonstration_logprob"]
+    purpose, failure = Purpose(fields["purpose"]), str(fields["failure"])
+    rewards = tuple(_reward(r) for r in fields["rewards"])
+    if purpose is Purpose.EVALUATE and not (rewards or failure):
+        raise ValueError("an evaluation that did not fail has no reward")
     return Outcome(
         request_id=str(fields["id"]),
         prompt_id=str(fields["prompt_id"]),
-        purpose=Purpose(fields["purpose"]),
+        purpose=purpose,
         revision=int(fields["revision"]),
         dataset=str(fields["dataset"]),
-        rewards=tuple(float(r) for r in fields["rewards"]),
+        rewards=rewards,
         version=int(fields["version"]),
         for_version=int(fields["for_version"]),
         response_tokens=int(fields["response_tokens"]),
         hint_length=int(fields["hint_length"]),
-        demonstration_logprob=None if logprob is None else float(logprob),
+        demonstration_logprob=None if logprob is None else _finite(logprob),
         demonstration_tokens=int(fields["demonstration_tokens"]),
-        failure=str(fields["failure"]),
+        failure=failure,
     )

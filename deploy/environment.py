@@ -37,6 +37,10 @@ def main() -> int:
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"set-up: {what}: correct that, then the next make goes on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nset-up: interrupted; the next make starts it afresh.", file=sys.stderr)
         return EXIT_INTERRUPTED

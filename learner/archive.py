@@ -59,9 +59,11 @@ class Archive:
     def is_due(self, standing: Standing) -> bool:
         """Whether enough was trained since the last checkpoint, in steps or in bytes that Redis has to keep."""
         steps = standing.step - (standing.saved_step or 0)
-        return steps >= self._settings.every_steps or (
-            standing.ledger.unacknowledged_bytes > self._settings.unacknowledged_mb * 1_000_000
-        )
+        return steps >= self._settings.every_steps or self.is_pressing(standing)
+
+    def is_pressing(self, standing: Standing) -> bool:
+        """Whether Redis has to keep more than it should until the next checkpoint."""
+        return standing.ledger.unacknowledged_bytes > self._settings.unacknowledged_mb * 1_000_000
 
     async def commit(self, standing: Standing) -> bool:
         """Write a checkpoint, then acknowledge what it contains. False if the disk did not take it."""

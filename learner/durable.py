@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from common.errors import TributaryError
 
 _UNFINISHED = ".unfinished"
+_REPLACED = ".replaced"
 
 
 class NotWritten(TributaryError):
@@ -30,14 +31,27 @@ def appearing(target: Path) -> Generator[Path]:
         for path in unfinished.iterdir():
             sync(path)
         sync(unfinished)
-        if target.exists():  # from a history that was given up
-            shutil.rmtree(target)
-        unfinished.rename(target)
-        sync(target.parent)
+        _put_in_place(unfinished, target)
     except (OSError, SafetensorError) as error:
         raise NotWritten(f"cannot write {target}: {error}{_space(target)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_in_place(unfinished: Path, target: Path) -> None:
+    """Rename to `target`. A directory of that name stands aside until then: at any moment one of the two is whole."""
+    replaced = target.with_name(f".{target.name}{_REPLACED}")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    try:
+        unfinished.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -50,7 +64,20 @@ def sync(path: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what a killed writer left unfinished in `parent`."""
+    """Remove what a killed writer left unfinished in `parent`; put back what it had not yet replaced.
+
+    NotWritten if that cannot be put back.
+    """
+    for path in parent.glob(f".*{_REPLACED}"):
+        target = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))
+        if target.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        try:
+            path.rename(target)
+            sync(parent)
+        except OSError as error:
+            raise NotWritten(f"cannot put {target} back from {path.name}: {error}") from error
     for path in parent.glob(f".*{_UNFINISHED}"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -25,11 +25,13 @@ log = logging.getLogger(__name__)
 class Batch:
     """What one step is made of, and under which revision.
 
-    dropped: stale groups left out. wait_s: time from the end of the step before until all groups were there.
+    twins: further copies of its groups, left out of it and consumed with it. dropped: stale groups left out. wait_s:
+    time from the end of the step before until all groups were there.
     """
 
     revision: Revision
     arrivals: tuple[Arrival, ...]
+    twins: tuple[Arrival, ...]
     dropped: int
     wait_s: float
 
@@ -56,6 +58,7 @@ class Gathering:
         """
         started_s = time.monotonic()
         taken: list[Arrival] = []
+        twins: list[Arrival] = []
         dropped = number = 0
         while not self._process.stop.is_set():
             self._process.beat()
@@ -63,32 +66,41 @@ class Gathering:
             if revision is None:
                 break
             if revision.number != number:  # other sizes, other bounds: judge again
-                self._intake.put_back(taken)
-                taken, number = [], revision.number
+                self._intake.put_back([*taken, *twins])
+                taken, twins, number = [], [], revision.number
                 self._intake.ahead = revision.live.groups_per_step
-            stale = await self._fill(taken, revision.live)
-            dropped += stale
+            stale, seen = self._fill(taken, twins, revision.live)
+            dropped += len(stale)
+            await self._return_credit([*stale, *seen])
             if len(taken) < revision.live.groups_per_step:
                 self._process.details["waiting"] = True
                 await self._idle()
-            elif not stale:  # returning credit takes time, in which the revision may have changed
+            elif not stale and not seen:  # returning credit takes time, in which the revision may have changed
                 self._process.details["waiting"] = False
-                return Batch(revision, tuple(taken), dropped, time.monotonic() - started_s)
-        self._intake.put_back(taken)
+                self._metrics.repeated.inc(len(twins))
+                return Batch(revision, tuple(taken), tuple(twins), dropped, time.monotonic() - started_s)
+        self._intake.put_back([*taken, *twins])
         return None
 
-    async def _fill(self, taken: list[Arrival], live: LiveConfig) -> int:
-        """Add what is ready to `taken`, up to one step's groups; returns how many stale ones were dropped."""
+    def _fill(self, taken: list[Arrival], twins: list[Arrival], live: LiveConfig) -> tuple[list[str], list[str]]:
+        """Add what is ready to `taken`, up to one step's groups, and further copies of these to `twins`.
+
+        The ids of what was dropped: stale groups, and groups that were consumed before.
+        """
         stale: list[str] = []
+        seen: list[str] = []
         ids = {arrival.group.group_id for arrival in taken}
         while len(taken) < live.groups_per_step:
             arrival = self._intake.take()
             if arrival is None:
                 break
             group_id, oldest = arrival.group.group_id, arrival.group.oldest_version
-            if group_id in ids or self._standing.ledger.has_seen(group_id):
+            if group_id in ids:  # not consumed before the first copy is, which may yet be put back
+                twins.append(arrival)
+            elif self._standing.ledger.has_seen(group_id):
                 self._metrics.repeated.inc()
                 self._standing.ledger.consume(arrival)
+                seen.append(group_id)
             elif oldest is not None and self._standing.lineage.staleness(oldest) > live.max_staleness:
                 self._metrics.stale.inc()
                 self._standing.ledger.consume(arrival)
@@ -98,8 +110,12 @@ class Gathering:
                 taken.append(arrival)
         if stale:
             log.info("stale groups were dropped", extra={"groups": len(stale)})
-            await self._process.patiently("return credit", lambda: self._process.delivery.settle(stale))
-        return len(stale)
+        return stale, seen
+
+    async def _return_credit(self, group_ids: list[str]) -> None:
+        """Return the credit of dropped groups."""
+        if group_ids:  # of repeated ones too: after a loss of Redis their ids are issued again
+            await self._process.patiently("return credit", lambda: self._process.delivery.settle(group_ids))
 
     async def _idle(self) -> None:
         """Wait until a group is ready, the process is told to stop, or it is time to look for a new revision."""

@@ -20,7 +20,7 @@ from common.events import EventKind
 from common.process import Process
 from common.streams import Entry
 from common.trajectory import Group, Source, Trajectory
-from common.wire import decode_group
+from common.wire import decode_group, identity
 
 CONSUMER = "learner"
 _BLOCK_MS = 1000
@@ -142,7 +142,7 @@ class Intake:
         try:
             group = decode_group(entry.payload)
         except WireError as error:
-            await quarantine(self._process, entry, str(error))
+            await quarantine(self._process, entry, str(error), identity(entry.payload))
             return
         complaint = self._acceptance.complaint(group)
         if complaint:

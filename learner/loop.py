@@ -29,6 +29,10 @@ from learner.weight_store import Origin, WeightStore
 _NOT_FINITE_LIMIT = 3
 _LINEAGE_READ = 200
 _RETRY_S = 2.0
+_WAITS = (
+    "training waits until a checkpoint can be written: Redis holds more than checkpoints.unacknowledged_mb of groups "
+    "that no checkpoint contains"
+)
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +87,9 @@ class Learner:
         standing.owes_version = restored or bool(announced)
         self._process.state = "running"
         self._show()
-        if self._is_complete:
+        if not self._is_complete:  # max_steps may have been raised since the run said that it was done
+            await self._process.patiently("take back the end", self._untell_finished)
+        else:
             log.info("nothing is left to train", extra={"step": standing.step, "max_steps": self._limit})
         if standing.owes_version:
             await self._publish(again=True)
@@ -129,8 +135,20 @@ class Learner:
                 f"or choose another algorithm, then start again (from step {self._standing.saved_step or 0})"
             )
         if self._archive.is_due(self._standing):
-            await self._archive.commit(self._standing)
+            await self._save()
             self._show(record)
+
+    async def _save(self) -> None:
+        """Commit a checkpoint. While that fails and Redis is full of trained groups, wait instead of adding to them."""
+        process, told = self._process, False
+        while not await self._archive.commit(self._standing) and self._archive.is_pressing(self._standing):
+            if not told:
+                told = True
+                await process.tell(EventKind.NOTICE, {"text": _WAITS})
+            process.beat()
+            await process.pause(_RETRY_S)
+            if process.stop.is_set():
+                return
 
     def _enter(self, batch: Batch, outcome: StepOutcome) -> None:
         """Note a step. Nothing is awaited here: a checkpoint sees the whole step or nothing of it."""
@@ -141,7 +159,7 @@ class Learner:
             return
         self._not_finite = 0
         standing.unpublished += outcome.verdict is Verdict.UPDATED
-        for arrival in batch.arrivals:
+        for arrival in (*batch.arrivals, *batch.twins):
             standing.ledger.consume(arrival)
 
     async def _release(self, batch: Batch, outcome: StepOutcome) -> None:
@@ -152,7 +170,7 @@ class Learner:
             return
         reason = f"loss or gradient of step {self._standing.step} was not finite (gradient norm {outcome.grad_norm})"
         log.error(reason)
-        for arrival in batch.arrivals:
+        for arrival in (*batch.arrivals, *batch.twins):
             entry = Entry(arrival.entry_id, encode_group(arrival.group))
             await quarantine(self._process, entry, reason, arrival.group.group_id)
 
@@ -204,6 +222,9 @@ class Learner:
 
     async def _tell_finished(self, version: int) -> None:
         await self._process.redis.hset(self._process.keys.facts, "finished", str(version))  # pyright: ignore
+
+    async def _untell_finished(self) -> None:
+        await self._process.redis.hdel(self._process.keys.facts, "finished", "evaluated")  # pyright: ignore
 
     async def _leave(self) -> int:
         """Told to stop: save what is not saved."""

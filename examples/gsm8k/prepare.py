@@ -1,6 +1,6 @@
 """Prepares GSM8K for a run: rows to train on and held-out ones, and a small model when none is named.
 
-    python examples/gsm8k/prepare.py --train gsm8k/train.jsonl --test gsm8k/test.jsonl --out runs/gsm8k
+    python examples/gsm8k/prepare.py --train gsm8k/train.jsonl --test gsm8k/test.jsonl --out runs/gsm8k-data
 
 The two files are GSM8K's own JSONL with `question` and `answer`; without the options they are looked for in the
 directory that $GSM8K_DIR names. Written are train.jsonl and heldout.jsonl with `prompt`, `answer` and `demonstration`,

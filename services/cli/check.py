@@ -133,8 +133,12 @@ async def inspect_redis(settings: RunFile, report: Report) -> None:
             await redis.aclose()
     except RedisUnavailable as error:
         report.problems.append(str(error))
-    except ValueError as error:
-        report.problems.append(f"the address of Redis cannot be understood ({error}): correct REDIS_URL or [redis] url")
+    except ValueError:  # which may quote a part of the password
+        source = "REDIS_URL" if os.environ.get("REDIS_URL") else "[redis] url"
+        report.problems.append(
+            f"{source} cannot be read: write it like redis://:password@host:6379/0, "
+            "and percent-encode special characters of the password"
+        )
 
 
 def _hub_notes(settings: RunFile) -> Iterator[str]:

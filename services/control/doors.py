@@ -12,11 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.control.problems import Problem
 
 LARGEST_BODY_BYTES = 64 * 1024
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d+)?")
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::[0-9]+)?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Styles may be inline because plotly.js writes its own; scripts, connections and images only come from here.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
+    "Accept-Ranges": "none",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -49,6 +50,8 @@ class Doors:
         if problem is not None:
             await problem.response()(scope, receive, answer)
         else:
+            # Every answer is sent whole: a Range, well formed or not, may be ignored (RFC 9110, 14.2).
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
             await self._app(scope, _limited(receive), answer)
 
     def _refusal(self, scope: Scope) -> Problem | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_TAG = re.compile(r'(?:W/)?"(\d{1,18})"')
+_TAG = re.compile(r'(?:W/)?"([0-9]{1,18})"')
 
 
 def etag_of(revision: int) -> str:

@@ -40,6 +40,7 @@ async def main(process: Process) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # whoever calls could write any origin into the history
             timeout_graceful_shutdown=_GRACE_S,
         )
     )

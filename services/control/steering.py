@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -19,6 +20,7 @@ from common.keys import Keys
 from services.control.problems import Problem
 
 _MOST_RACES = 100
+QUEUE_S = 5.0
 
 log = logging.getLogger(__name__)
 Clock = Callable[[], float]
@@ -81,7 +83,7 @@ class Steering:
         return await self._change(lambda current: record["config"], proposal)
 
     async def _change(self, build: Callable[[Revision], Json], proposal: Proposal) -> Decision:
-        async with self._turn:
+        async with self._queue():
             for _ in range(_MOST_RACES):
                 current = await self._config.current()
                 if current is None:
@@ -105,6 +107,20 @@ class Steering:
         raise Problem(
             503, "contended", "too many others change the configuration: try again", headers={"Retry-After": "1"}
         )
+
+    @contextlib.asynccontextmanager
+    async def _queue(self) -> AsyncIterator[None]:
+        """Our turn. While Redis is frozen each turn lasts seconds, so whoever waits long is sent away, not queued."""
+        try:
+            async with asyncio.timeout(QUEUE_S):
+                await self._turn.acquire()
+        except TimeoutError:
+            detail = f"other changes of the configuration have been under way for {QUEUE_S:g} s: try again"
+            raise Problem(503, "contended", detail, headers={"Retry-After": "5"}) from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def _check_data(self, live: LiveConfig) -> None:
         """Refuse an algorithm that needs what the run's training data does not have."""

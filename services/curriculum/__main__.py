@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -45,7 +46,7 @@ def facts(training: PromptSet, heldout: list[PromptSet], tokeniser: Tokeniser) -
 
 async def main(process: Process) -> int:
     """Load the data, tell its facts, and run until told to stop."""
-    training, heldout, tokeniser = load(process.settings)
+    training, heldout, tokeniser = await asyncio.to_thread(load, process.settings)
     known = facts(training, heldout, tokeniser)
     await process.patiently("tell facts", lambda: process.redis.hset(process.keys.facts, mapping=known))
     log.info("data loaded", extra=known)

@@ -42,10 +42,10 @@ def evaluation_requests(
     return requests
 
 
-def summarise(outcomes: Sequence[Outcome], samples: int) -> dict[str, Any]:
+def summarise(outcomes: Sequence[Outcome], samples: int, due: int) -> dict[str, Any]:
     """Accuracy of the greedy responses, pass@k of the sampled ones, and the demonstrations' mean NLL per token.
 
-    Requests that failed count in `failures` and nowhere else.
+    Of the `due` requests, those that failed or were lost count in `failures` and nowhere else.
     """
     answered = [o for o in outcomes if not o.failure]
     greedy = [o.rewards[0] for o in answered]
@@ -58,7 +58,7 @@ def summarise(outcomes: Sequence[Outcome], samples: int) -> dict[str, Any]:
         "k": samples,
         "nll": -logprob / tokens if tokens else None,
         "prompts": len(answered),
-        "failures": len(outcomes) - len(answered),
+        "failures": due - len(answered),
         "oldest_version": min((o.version for o in answered), default=None),
         "newest_version": max((o.version for o in answered), default=None),
     }

@@ -6,7 +6,9 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from common.config.live import LiveConfig
 from common.config.store import Revision
@@ -14,7 +16,7 @@ from common.events import EventKind
 from common.metrics import CurriculumMetrics
 from common.process import Process
 from common.streams import Entry
-from common.trajectory import Purpose, Request, Sampling
+from common.trajectory import Outcome, Purpose, Request, Sampling
 from common.weights import WeightAnnouncements
 from common.wire import encode_request
 from services.curriculum.evaluation import evaluation_requests, summarise
@@ -26,6 +28,8 @@ from services.curriculum.state import Evaluation, State, decode_state
 log = logging.getLogger(__name__)
 
 BATCH = 64
+LOOKED_THROUGH = 4 * BATCH
+ASKED_AT_MOST = 3
 TURN_MS = 100
 ALIVE_S = 5.0
 CATCH_UP_S = 15.0
@@ -47,6 +51,10 @@ class Curriculum:
         self._ledger = Ledger({})
         self._answers = Answers()
         self._behind_since_s: float | None = None
+        self._last_entry = "0"
+        self._may_hold_unread = True
+        self._drained = False
+        self._passed_over = 0
 
     async def run(self) -> None:
         """Work until the process is told to stop."""
@@ -54,41 +62,43 @@ class Curriculum:
         self._process.state = "running"
         while not self._process.stop.is_set():
             self._process.beat()
-            revision = await self._revision()
+            revision = await self._process.patiently("read the live configuration", self._process.config.current)
+            if revision is None:  # the control plane writes the first one
+                await self._process.pause(0.1)
+                continue
             await self._process.enforce(revision.number, step=await self._step())
             finished = await self._finished_version()
             if finished is None:
                 await self._issue(revision)
+                await self._say_if_nothing_fits(revision)
             await self._evaluate_if_due(revision, finished)
             entries = await self._process.patiently("take outcomes", self._take)
             await self._absorb(entries)
+            await self._rescue_evaluation(revision, idle=not entries)
 
     async def _take(self) -> list[Entry]:
-        return await self._process.delivery.outcomes.take(self._process.name, count=512, block_ms=TURN_MS)
+        """Outcomes not yet read. A reply that was lost left its entries pending for us: those come first."""
+        outcomes, name = self._process.delivery.outcomes, self._process.name
+        unread, self._may_hold_unread = self._may_hold_unread, True
+        if unread:
+            entries = await outcomes.pending(name, self._last_entry, 512)
+            self._may_hold_unread = bool(entries)
+        else:
+            entries = await outcomes.take(name, count=512, block_ms=TURN_MS)
+            self._may_hold_unread = False
+        if entries:
+            self._last_entry = entries[-1].entry_id
+        return entries
 
     async def _restore(self) -> None:
-        """Read the state, and the outcomes that an earlier life took but did not acknowledge."""
+        """Read the state. Outcomes taken earlier and not acknowledged are read again by the first turns."""
         process = self._process
-        self._state = decode_state(
-            await process.patiently("read the state", lambda: process.redis.get(process.keys.curriculum))
-        )
+        saved = await process.patiently("read the state", lambda: process.redis.get(process.keys.curriculum))
+        self._state = decode_state(saved, life=uuid4().hex[:8])
         records: Any = await process.patiently("read solve rates", lambda: process.redis.hgetall(process.keys.prompts))
         self._ledger = Ledger(records)
-        outcomes = process.delivery.outcomes
-        after = "0"
-        while entries := await process.patiently("re-read", lambda: outcomes.pending(process.name, after)):  # noqa: B023
-            after = entries[-1].entry_id
-            await self._absorb(entries)
         if self._state.issued:
             log.info("going on", extra={"issued": self._state.issued, "epoch": self._state.cursor.epoch})
-
-    async def _revision(self) -> Revision:
-        """The current revision; waits for the first."""
-        while True:
-            revision = await self._process.patiently("read the live configuration", self._process.config.current)
-            if revision is not None:
-                return revision
-            await self._process.pause(0.1)
 
     async def _step(self) -> int:
         newest = await self._process.patiently("read the newest version", self._weights.newest)
@@ -109,8 +119,8 @@ class Curriculum:
         if requests:
             payloads = [(r.request_id, encode_request(r)) for r in requests]
             await self._process.patiently("issue requests", lambda: delivery.issue(payloads, state.encode()))
-            self._state = state
             self._metrics.requests.labels(Purpose.TRAIN.value).inc(len(requests))
+        self._state = state
         self._metrics.outstanding.set(outstanding + len(requests))
         self._metrics.credit.set(credit)
         self._process.details |= {
@@ -122,18 +132,34 @@ class Curriculum:
         }
 
     def _next_requests(self, revision: Revision, count: int) -> tuple[list[Request], State]:
-        """The next `count` training requests and the state after them. At most one epoch is looked through."""
+        """The next `count` training requests, as far as a bounded search finds them, and the state after them."""
         requests: list[Request] = []
         cursor, issued = self._state.cursor, self._state.issued
-        for _ in range(len(self._training)):
+        for _ in range(LOOKED_THROUGH):
             if len(requests) >= count:
                 break
             index, cursor = self._order.at(cursor)
             request = self._training_request(revision, index, issued)
-            if request is not None:
-                requests.append(request)
-                issued += 1
+            if request is None:
+                self._passed_over += 1
+                continue
+            requests.append(request)
+            issued, self._passed_over = issued + 1, 0
         return requests, self._state.moved(cursor, issued)
+
+    async def _say_if_nothing_fits(self, revision: Revision) -> None:
+        """Tell once an epoch that no prompt can be asked under this configuration."""
+        if self._passed_over < len(self._training):
+            return
+        self._passed_over = 0
+        text = (
+            f"no prompt fits revision {revision.number}: {revision.live.algorithm.kind} without rollouts needs a "
+            f"demonstration of at most {revision.live.sampling.max_response_tokens} tokens; raise "
+            "sampling.max_response_tokens or algorithm.rollouts"
+        )
+        log.warning(text)
+        await self._process.tell(EventKind.NOTICE, {"text": text})
+        await self._process.pause(5.0)
 
     def _training_request(self, revision: Revision, index: int, number: int) -> Request | None:
         live: LiveConfig = revision.live
@@ -144,7 +170,7 @@ class Curriculum:
         if plan is None:
             return None
         return Request(
-            request_id=f"train:{number}:{prompt.prompt_id}",
+            request_id=f"train:{self._state.life}:{number}:{prompt.prompt_id}",
             prompt_id=prompt.prompt_id,
             purpose=Purpose.TRAIN,
             revision=revision.number,
@@ -186,19 +212,46 @@ class Curriculum:
         return bool(generators) and now_s - self._behind_since_s > CATCH_UP_S
 
     async def _start_evaluation(self, revision: Revision, version: int, step: int) -> None:
-        live = revision.live
+        due = {prompts.name: len(prompts) for prompts in self._heldout}
+        await self._ask(revision, Evaluation(version, step, time.time(), due))
+
+    async def _ask(self, revision: Revision, evaluation: Evaluation) -> None:
+        """Issue an evaluation's requests, all that are not answered."""
         requests = [
             request
             for prompts in self._heldout
-            for request in evaluation_requests(prompts, self._settings, live, revision.number, version)
+            for request in evaluation_requests(
+                prompts, self._settings, revision.live, revision.number, evaluation.version
+            )
+            if request.request_id not in self._answers.outcomes
         ]
-        due = {prompts.name: len(prompts) for prompts in self._heldout}
-        state = self._state.evaluating(Evaluation(version, step, time.time(), due))
+        state = self._state.evaluating(evaluation)
         payloads = [("", encode_request(r)) for r in requests]
         delivery = self._process.delivery
         await self._process.patiently("issue an evaluation", lambda: delivery.issue(payloads, state.encode()))
         self._state = state
         self._metrics.requests.labels(Purpose.EVALUATE.value).inc(len(requests))
+
+    async def _rescue_evaluation(self, revision: Revision, *, idle: bool) -> None:
+        """Ask again for answers that will never come, and report without them when that did not help.
+
+        A request leaves its stream in the same script that adds its outcome: once no request is left and then no
+        outcome is unread, what is missing was lost with Redis's data or could not be decoded.
+        """
+        current, process = self._state.evaluation, self._process
+        if current is None or not idle or self._may_hold_unread:
+            self._drained = False
+            return
+        if not self._drained:
+            self._drained = await process.patiently("count requests", process.delivery.requests.length) == 0
+            return
+        self._drained = False
+        missing = sum(current.due.values()) - len(self._answers.outcomes)
+        log.warning("answers of an evaluation are missing", extra={"missing": missing, "asked": current.asked})
+        if current.asked >= ASKED_AT_MOST:
+            await self._report(current)
+        else:
+            await self._ask(revision, replace(current, asked=current.asked + 1))
 
     async def _absorb(self, entries: Sequence[Entry]) -> None:
         """Take outcomes in. Training outcomes are acknowledged at once, those of an evaluation when it is reported."""
@@ -206,11 +259,11 @@ class Curriculum:
             return
         training, evaluation = split(await decode_outcomes(self._process, entries))
         current = self._state.evaluation
-        stray = [i for i, o in evaluation if current is None or o.for_version != current.version]
+        stray = {i for i, o in evaluation if not _is_due(o, current)}
         for entry_id, outcome in evaluation:
             if entry_id not in stray:
                 self._answers.add(entry_id, outcome)
-        done = [i for i, _ in training] + stray
+        done = [i for i, _ in training] + sorted(stray)
         changed = self._ledger.updated([o for _, o in training])
         delivery = self._process.delivery
         await self._process.patiently("absorb outcomes", lambda: delivery.absorb(done, changed))
@@ -220,7 +273,7 @@ class Curriculum:
     async def _report(self, evaluation: Evaluation) -> None:
         """Tell what an evaluation found, then acknowledge its outcomes."""
         for dataset in evaluation.due:
-            found = summarise(self._answers.of(dataset), self._settings.samples)
+            found = summarise(self._answers.of(dataset), self._settings.samples, evaluation.due[dataset])
             self._expose(dataset, found)
             seconds = round(time.time() - evaluation.started_s, 3)
             place = {"dataset": dataset, "version": evaluation.version, "step": evaluation.step, "seconds": seconds}
@@ -243,3 +296,8 @@ class Curriculum:
         facts = {"evaluated": version}
         await process.patiently("say evaluated", lambda: process.redis.hset(process.keys.facts, mapping=facts))
         await process.pause(0.5)
+
+
+def _is_due(outcome: Outcome, evaluation: Evaluation | None) -> bool:
+    """Whether an outcome answers the evaluation under way."""
+    return evaluation is not None and outcome.for_version == evaluation.version and outcome.dataset in evaluation.due

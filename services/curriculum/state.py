@@ -10,18 +10,27 @@ from services.curriculum.prompts import Cursor
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A held-out evaluation under way: which version asked for it, and how many answers are due per set."""
+    """A held-out evaluation under way: which version asked for it, and how many answers are due per set.
+
+    asked: how many times its requests were issued.
+    """
 
     version: int
     step: int
     started_s: float
     due: dict[str, int]
+    asked: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where the curriculum is. issued: training requests so far, which also numbers them."""
+    """Where the curriculum is. issued: training requests so far, which also numbers them.
 
+    life: part of every training request's id. A Redis that lost its data begins another life, whose groups the learner
+    does not take for those that it has trained.
+    """
+
+    life: str = ""
     cursor: Cursor = field(default_factory=Cursor)
     issued: int = 0
     evaluated_version: int = -1
@@ -44,13 +53,14 @@ class State:
         return replace(self, evaluation=None)
 
 
-def decode_state(payload: bytes | None) -> State:
-    """The state in `payload`; the first state if there is none."""
+def decode_state(payload: bytes | None, life: str) -> State:
+    """The state in `payload`; the first state of a new `life` if there is none."""
     if payload is None:
-        return State()
+        return State(life=life)
     fields = json.loads(payload)
     evaluation = fields["evaluation"]
     return State(
+        life=fields["life"],
         cursor=Cursor(**fields["cursor"]),
         issued=fields["issued"],
         evaluated_version=fields["evaluated_version"],

@@ -56,6 +56,10 @@ class EngineSettings:
         os.environ[FRONT_PID] = str(os.getpid())
         if Path(self.model).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        if self.tensor_parallel_size == 1:
+            # Gloo would listen on whatever address the host's name has, without any authentication.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
 
         import vllm.v1.engine.async_llm  # noqa: F401 (what takes long, and what `create` needs)
         from vllm.platforms import current_platform

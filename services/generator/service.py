@@ -14,7 +14,7 @@ from common.process import Process
 from common.settings import RunFile
 from common.streams import Entry
 from common.trajectory import Purpose, Request
-from common.wire import decode_request, encode_group, encode_outcome
+from common.wire import decode_request, encode_group, encode_outcome, identity
 from services.generator import graders
 from services.generator.answering import Answerer, RequestRefused, failed
 from services.generator.engine import EngineDead, EngineError
@@ -97,7 +97,8 @@ class Generator:
         try:
             request = decode_request(entry.payload)
         except WireError as error:
-            await self._process.quarantine(self._process.delivery.requests, entry, str(error))
+            stream, group_id = self._process.delivery.requests, identity(entry.payload)
+            await self._process.quarantine(stream, entry, str(error), group_id=group_id)
             return
         if deliveries > MOST_DELIVERIES:
             await self._give_up(entry, request, f"it was given out {deliveries - 1} times and no generator outlived it")

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from common.errors import TributaryError
+from common.errors import SettingsError, TributaryError, WeightsError
 from common.process import run
 from common.settings import load_run
 from services.generator import graders
+from services.generator.checkpoint_layout import read_layout
 from services.generator.engine import Engine
 from services.generator.service import serve
 from services.generator.tokenizer import require_model
@@ -27,6 +28,16 @@ def main() -> NoReturn:
     os._exit(code)
 
 
+def _require_whole_weights(directory: Path) -> None:
+    """SettingsError if a *.safetensors file of a local model is not whole."""
+    if not directory.is_absolute() or not any(directory.glob("*.safetensors")):
+        return
+    try:
+        read_layout(directory)
+    except WeightsError as error:
+        raise SettingsError(f"[model] path: {error}: copy or make the model again") from error
+
+
 def check(arguments: Sequence[str]) -> int:
     """Print as JSON what is wrong with a run file's model and grader; 2 if they cannot be used."""
     problems: list[str] = []
@@ -37,6 +48,7 @@ def check(arguments: Sequence[str]) -> int:
     else:
         checks: list[Callable[[], object]] = [
             lambda: require_model(settings.model),
+            lambda: _require_whole_weights(Path(settings.model.path)),
             lambda: graders.load(settings.grader.name, settings.grader.options),
         ]
         for looked_at in checks:

@@ -156,7 +156,7 @@ class Rig:
             plan=GroupPlan(4),
             sampling=Sampling(1.0, 8),
         )
-        await delivery.issue([(request_id, encode_request(request))], b"state")
+        await delivery.issue([(request_id, encode_request(request))], os.urandom(8))  # a state that was never there
         entry = (await delivery.requests.take("generator-1", 1, 100))[0]
         outcome = Outcome(request_id, "p", Purpose.TRAIN, 1, "train", (), 0)
         assert await delivery.emit(entry.entry_id, group, encode_outcome(outcome))

@@ -7,57 +7,29 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
+from control_bench import Bench, opened
 from pretended_run import PretendedRun
 from redis_process import RedisProcess
 
 from common.config.live import LiveConfig, dump_live, parse_live
 from common.config.store import Author
-from common.process import Process
-from common.settings import load_run
 from common.streams import Entry
 from common.weights import Manifest, PublicationKind
-from services.control.app import create_app
-from services.control.deps import Control
 from services.control.steering import Decision, Proposal, Steering
 
-RUN = '[run]\nname = "test"\ndirectory = "run"\n[model]\npath = "m"\n[data]\npath = "d.jsonl"\n'
 LUFFY = {"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
-
-
-@dataclass
-class Bench:
-    """The application in process, what it works with, and a client of it."""
-
-    process: Process
-    control: Control
-    http: httpx.AsyncClient
-
-    async def patch(self, document: Any, **headers: str) -> httpx.Response:
-        return await self.http.patch("/v1/config", json=document, headers=headers)
-
-    async def status(self) -> Any:
-        return (await self.http.get("/v1/status")).json()
 
 
 @pytest_asyncio.fixture
 async def bench(redis_server: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setenv("REDIS_URL", redis_server.url)
-    (tmp_path / "run.toml").write_text(RUN)
-    process = Process("control", "control", load_run(tmp_path / "run.toml"))
-    await process.delivery.prepare()
-    control = Control.of(process)
-    await control.steering.seed(process.settings.live)
-    transport = httpx.ASGITransport(create_app(control, None), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-        yield Bench(process, control, http)
-    await process.redis.aclose()
+    async with opened(tmp_path) as bench:
+        yield bench
 
 
 async def test_the_run_files_configuration_is_the_first_revision_and_seeding_again_changes_nothing(
@@ -316,6 +288,11 @@ async def test_weight_versions_are_listed_newest_first(bench: Bench) -> None:
         ("PATCH", "/v1/config", {"json": {}, "headers": {"X-Tributary-Author": "x" * 65}}, 422),
         ("GET", "/v1/series?after=yesterday", {}, 422),
         ("GET", "/v1/series?after=99999999999999999999-1", {}, 422),
+        ("GET", "/v1/series?after=%D9%A3", {}, 422),
+        ("GET", "/v1/series?newest=true&before=18446744073709551616", {}, 422),
+        ("GET", "/v1/events?after=%D9%A3", {}, 422),
+        ("GET", "/v1/quarantine?before=%D9%A3-%D9%A3", {}, 422),
+        ("GET", "/v1/quarantine?before=1-18446744073709551616", {}, 422),
         ("GET", "/v1/series?kind=nonsense", {}, 422),
         ("GET", "/v1/events", {"headers": {"Last-Event-ID": "x"}}, 422),
         ("GET", "/v1/config/revisions?before=" + "9" * 30, {}, 422),

@@ -17,6 +17,7 @@ from redis_process import RedisProcess
 from common.config.algorithm import ALGORITHMS
 from common.config.hints import HINT_POLICIES
 from common.config.live import LiveConfig, parse_live
+from common.events import EventKind
 from common.process import Process
 from common.settings import load_run
 from services.control.app import create_app
@@ -77,6 +78,15 @@ headers = st.fixed_dictionaries(
 )
 
 
+# Ids, and what is almost one: digits of other scripts, numbers at and beyond the largest, the place before the first.
+parts = (
+    st.integers(0, 2**65).map(str)
+    | st.sampled_from(["0", "00", "1", str(2**64 - 1), str(2**64), "9" * 19, "9" * 40])
+    | st.text(st.characters(categories=["Nd"]), min_size=1, max_size=3)
+)
+places = parts | st.tuples(parts, parts).map("-".join) | st.text(max_size=25) | numbers.map(str)
+
+
 class Target:
     """The application in process, called from outside an event loop."""
 
@@ -132,12 +142,22 @@ def test_no_body_makes_a_5xx_and_every_accepted_revision_is_valid(
     max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
 )
 @given(
-    path=st.sampled_from(["series", "config/revisions", "quarantine", "weights"]),
-    query=st.dictionaries(
-        st.sampled_from(["kind", "after", "before", "limit", "newest"]), st.text(max_size=25) | numbers.map(str)
+    path=st.sampled_from(["series", "events", "config/revisions", "quarantine", "weights"]),
+    query=st.fixed_dictionaries(
+        {},
+        optional={
+            "kind": st.sampled_from(EventKind) | st.text(max_size=25),
+            "after": places,
+            "before": places,
+            "limit": st.sampled_from(["1", "5", "200"]) | numbers.map(str) | st.text(max_size=5),
+            "newest": st.sampled_from(["true", "false"]) | st.text(max_size=5),
+        },
     ),
+    header=st.fixed_dictionaries({}, optional={"Last-Event-ID": places.filter(str.isprintable)}),
 )
-def test_no_query_makes_a_5xx(target: Target, path: str, query: dict[str, str]) -> None:
+def test_no_query_makes_a_5xx(target: Target, path: str, query: dict[str, str], header: dict[str, str]) -> None:
+    target.process.stop.set()  # a feed ends after its greeting
     printable = {key: value.encode("utf-8", "replace").decode() for key, value in query.items()}
-    answer = target.call("GET", f"/v1/{path}", params=printable)
-    assert answer.status_code in (200, 422), (path, query, answer.text)
+    encoded = {key: value.encode("utf-8", "replace") for key, value in header.items()}
+    answer = target.call("GET", f"/v1/{path}", params=printable, headers=encoded)
+    assert answer.status_code in (200, 422), (path, query, header, answer.text)

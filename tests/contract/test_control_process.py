@@ -63,6 +63,13 @@ def test_a_token_opens_the_api_to_who_knows_it_and_is_never_logged(start: Start)
     assert "s3cret" not in control.log.read_text()
 
 
+def test_a_caller_cannot_write_another_origin_into_the_history(start: Start) -> None:
+    control = start().wait_until_up()
+    forged = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    httpx.patch(f"{control.url}/v1/config", json={"publish_every": 2}, headers=forged)
+    assert httpx.get(f"{control.url}/v1/config/revisions").json()["revisions"][0]["origin"] == "127.0.0.1"
+
+
 def messages(lines: Iterator[str]) -> Iterator[dict[str, str]]:
     """The messages of an event stream that carry data."""
     fields: dict[str, str] = {}

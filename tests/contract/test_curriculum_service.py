@@ -232,3 +232,63 @@ async def test_the_end_of_training_brings_a_last_evaluation_and_says_so(bench: B
 async def test_data_is_checked_before_anything_starts(bench: Bench) -> None:
     training, heldout, tokeniser = load(bench.settings)
     assert (len(training), training.with_demonstrations, len(heldout[0]), tokeniser.context) == (9, 9, 3, 64)
+
+
+async def test_answers_that_redis_lost_are_asked_for_again_and_then_done_without(bench: Bench) -> None:
+    await bench.config.replace(parse_live(LIVE), 0, TEST, at_s=0.0)
+    await bench.redis.hset(bench.keys.facts, "finished", 0)  # type: ignore[misc]
+    asked: dict[str, int] = {}
+
+    async def reported() -> bool:
+        await bench.generator_beats(0)
+        for entry, request in await bench.take():
+            asked[request.prompt_id] = asked.get(request.prompt_id, 0) + 1
+            if (request.prompt_id, asked[request.prompt_id]) in {("heldout:0", 1), ("heldout:1", 2)}:
+                await bench.answer(entry, request, 1.0)
+            else:
+                await bench.delivery.requests.acknowledge([entry.entry_id])
+        return bool(await bench.evaluations())
+
+    async with running(bench):
+        await until(reported)
+    [event] = await bench.evaluations()
+    assert asked == {"heldout:0": 1, "heldout:1": 2, "heldout:2": 3}
+    assert (event.data["prompts"], event.data["failures"], event.data["accuracy"]) == (2, 1, 1.0)
+
+
+async def test_a_reply_that_a_frozen_redis_lost_is_read_again(bench: Bench, redis_server: RedisProcess) -> None:
+    await bench.config.replace(parse_live(LIVE), 0, TEST, at_s=0.0)
+
+    async def solve_rates() -> bool:
+        return bool(await bench.redis.hlen(bench.keys.prompts))  # type: ignore[misc]
+
+    async with running(bench) as process:
+        await until(lambda: _is(process.state == "running"))
+        [(entry, request)] = await bench.take(1)
+        # Taken by the curriculum's own consumer, but the reply never reached it.
+        await bench.answer(entry, request, 1.0)
+        await bench.delivery.outcomes.take("curriculum", 1, 10)
+        redis_server.freeze()
+        await asyncio.sleep(6)
+        redis_server.thaw()
+        await until(solve_rates)
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+async def test_it_stops_at_once_while_there_is_no_revision(bench: Bench) -> None:
+    async with running(bench):
+        await asyncio.sleep(0.2)
+
+
+async def test_a_configuration_that_no_prompt_fits_is_said(bench: Bench) -> None:
+    short = {**LIVE, "algorithm": {"kind": "sft"}, "hints": {"kind": "demonstration"}}
+    await bench.config.replace(parse_live({**short, "sampling": {"max_response_tokens": 2}}), 0, TEST, at_s=0.0)
+
+    async def said() -> bool:
+        return any("no prompt fits revision 1" in str(e.data.get("text")) for e in await bench.events.read())
+
+    async with running(bench):
+        await until(said)

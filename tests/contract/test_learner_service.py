@@ -177,7 +177,10 @@ async def test_a_step_without_a_gradient_updates_and_publishes_nothing(rig: Rig,
     assert not (tmp_path / "run" / "weights").exists()
 
 
-async def test_steps_that_are_not_finite_change_nothing_and_three_in_a_row_end_it(rig: Rig, tmp_path: Path) -> None:
+async def test_steps_that_are_not_finite_change_nothing_and_three_in_a_row_end_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.wire.LARGEST_REWARD", 1e39)
     await rig.prepare(groups_per_step=1, algorithm={"kind": "grpo", "rollouts": 4, "divide_by_std": False})
     await rig.emit([make_group(0)])
     rig.start()

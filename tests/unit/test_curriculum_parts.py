@@ -83,9 +83,9 @@ def test_every_epoch_visits_every_prompt_once_and_a_cursor_resumes_anywhere() ->
 
 
 def test_the_state_survives_its_encoding() -> None:
-    state = State(Cursor(2, 5), 77, 10, Evaluation(10, 40, 1.5, {"hard": 3}))
-    assert decode_state(state.encode()) == state
-    assert decode_state(None) == State()
+    state = State("life", Cursor(2, 5), 77, 10, Evaluation(10, 40, 1.5, {"hard": 3}, asked=2))
+    assert decode_state(state.encode(), life="another") == state
+    assert decode_state(None, life="first") == State(life="first")
 
 
 def outcome(rewards: tuple[float, ...], **fields: object) -> Outcome:
@@ -106,8 +106,9 @@ def test_an_evaluation_counts_greedy_accuracy_pass_at_k_and_token_weighted_nll()
             outcome((), failure="the grader hung"),
         ],
         samples=2,
+        due=4,
     )
-    assert (found["accuracy"], found["pass_at_k"], found["prompts"], found["failures"]) == (0.5, 0.5, 2, 1)
+    assert (found["accuracy"], found["pass_at_k"], found["prompts"], found["failures"]) == (0.5, 0.5, 2, 2)
     assert found["nll"] == pytest.approx(7 / 4)
 
 

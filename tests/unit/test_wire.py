@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgpack
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from common.wire import (
     encode_group,
     encode_outcome,
     encode_request,
+    identity,
 )
 
 
@@ -122,7 +125,8 @@ def test_a_message_of_another_kind_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("reward", float("nan"), "the reward is nan"),
+        ("reward", float("nan"), "a number is nan"),
+        ("reward", 1e300, "the reward is 1e"),
         ("finish", "exploded", "exploded"),
         ("sources", ["<u1", b"\0"], "differ in length"),
         ("behaviour", ["<f4", np.array([0, 0, np.nan], "<f4").tobytes()], "NaN or infinity"),
@@ -135,6 +139,39 @@ def test_what_could_poison_the_loss_never_passes_the_wire(key: str, value: objec
     fields["trajectories"][0][key] = value
     with pytest.raises(WireError, match=said):
         decode_group(msgpack.packb(fields) or b"")
+
+
+MESSAGES = {
+    "group": (encode_group(a_group()), decode_group),
+    "request": (encode_request(a_request()), decode_request),
+    "outcome": (encode_outcome(Outcome("r", "p", Purpose.EVALUATE, 2, "hard", (1.0,), 5)), decode_outcome),
+}
+HOSTILE = [float("inf"), float("nan"), [], {}, None, "", 2**63, -1, b"", True, [[]], 1e300]
+
+
+def leaves(node: object) -> list[tuple[object, object]]:
+    """Every (container, key) below a node."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [place for key, value in items for place in [(node, key), *leaves(value)]]
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_any_hostile_value_anywhere_is_decoded_or_a_wire_error(kind: str) -> None:
+    payload, decode = MESSAGES[kind]
+    for index in range(len(leaves(msgpack.unpackb(payload)))):
+        for value in HOSTILE:
+            message = msgpack.unpackb(payload)
+            container, key = leaves(message)[index]
+            container[key] = value  # type: ignore[index]
+            with contextlib.suppress(WireError):
+                decode(msgpack.packb(message))
+
+
+def test_the_id_of_a_message_that_cannot_be_decoded_is_still_found() -> None:
+    fields = msgpack.unpackb(GROUP_BYTES)
+    fields["v"] = 2
+    assert identity(msgpack.packb(fields)) == "train:0:train:7"
+    assert identity(b"junk") == identity(msgpack.packb([1])) == identity(msgpack.packb({"id": 3})) == ""
 
 
 @given(st.binary(max_size=64))

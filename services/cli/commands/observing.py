@@ -90,12 +90,14 @@ def _listed(versions: Json) -> str:
 def _processes(document: Json) -> Table:
     table = Table("process", "state", "pid", "revision", "version", "heard of")
     table.columns[0].no_wrap = True
+    table.add_column("metrics", overflow="fold")
     table.add_column("trouble", overflow="fold")
     for process in document["processes"]:
         style = "" if process["alive"] else "red"
         state = process["state"] if process["alive"] or process["state"] in ("stopped", "failed") else "lost"
         age = f"{process['age_s']:.0f} s ago"
         cells = [process["name"], state, process.get("pid", ""), process["revision"], process["version"], age]
+        cells.append(process.get("metrics", ""))
         table.add_row(*(str(cell) for cell in cells), process["trouble"], style=style)
     return table
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from common.errors import SettingsError
 from common.events import Event, EventKind, EventLog
 from common.keys import Keys
 
 _BATCH = 5000
-_OF_A_SESSION = ("finished", "evaluated", "dashboard")
+_END = ("finished", "evaluated")
+_ALIVE_S = 10.0
+_GONE = ("stopped", "failed")
 
 
 class Ledger:
@@ -29,8 +33,17 @@ class Ledger:
         """Whether Redis has anything of a run with this name."""
         return bool(await self._redis.exists(self._keys.config, self._keys.curriculum, self._keys.events))
 
+    async def refuse_if_alive(self) -> None:
+        """SettingsError if processes of a run with this name write to this Redis now."""
+        beats = await self._redis.hvals(self._keys.processes)  # pyright: ignore
+        told = [json.loads(beat) for beat in beats]
+        alive = [beat for beat in told if beat["state"] not in _GONE and time.time() - beat["at_s"] < _ALIVE_S]
+        if alive:
+            raise SettingsError("a run of this name is alive in this Redis: stop it, or change [run] name")
+
     async def erase(self) -> int:
-        """Delete everything of the run and return how many keys that were."""
+        """Delete everything of the run and return how many keys that were. SettingsError if the run is alive."""
+        await self.refuse_if_alive()
         names = [
             key async for key in self._redis.scan_iter(match=self._keys.config.removesuffix("config") + "*", count=1000)
         ]
@@ -38,15 +51,20 @@ class Ledger:
 
     async def begin(self) -> None:
         """Forget what only concerned an earlier session: its processes, and that it had finished."""
-        await self._redis.hdel(self._keys.facts, *_OF_A_SESSION)  # pyright: ignore
+        await self._redis.hdel(self._keys.facts, *_END, "dashboard")  # pyright: ignore
         await self._redis.delete(self._keys.processes)
 
-    async def facts(self) -> dict[str, str]:
-        """The facts of the run."""
+    async def forget_end(self) -> None:
+        """Forget that the run has finished, as far as Redis is there: the learner sees to it too."""
+        with suppress(RedisError, OSError):
+            await self._redis.hdel(self._keys.facts, *_END)  # pyright: ignore
+
+    async def facts(self) -> dict[str, str] | None:
+        """The facts of the run; None while Redis is away."""
         with suppress(RedisError, OSError):
             known: dict[bytes, bytes] = await self._redis.hgetall(self._keys.facts)  # pyright: ignore
             return {key.decode(): value.decode() for key, value in known.items()}
-        return {}
+        return None
 
     async def ready(self) -> dict[str, int]:
         """The processes that say that they work, with their ids."""

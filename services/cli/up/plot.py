@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.events import Event, EventKind
+from services.cli.up import caches
 from services.cli.up.phases import phases_of, steps_of
 
 _SIZE_INCHES = (9.0, 5.0)
@@ -15,6 +17,7 @@ _RECENT = 5
 def draw(run: str, events: Sequence[Event], path: Path) -> None:
     """Write the plot of a run as a PNG file."""
     # Imported here: it takes most of a second, and only the end of a run needs it.
+    os.environ.update(caches.beside_home("MPLCONFIGDIR"))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import connection
 from common.errors import SettingsError
+from common.keys import Keys
 from common.settings import RunFile
 from services.cli import check, location
+from services.cli.up.ledger import Ledger
+from services.cli.up.redis_server import named_url
 from services.cli.up.scenario import Scenario, load_scenario, scenario_problems
 
 
@@ -51,7 +55,18 @@ async def prepare(options: Options) -> Prepared:
     await check.inspect(settings, options.run_file, report)
     if report.problems:
         raise Unprepared(report.problems)
+    if options.fresh and (url := named_url(settings)):
+        await _refuse_if_alive(url, settings.run.name)
     return Prepared(settings, scenario, report)
+
+
+async def _refuse_if_alive(url: str, name: str) -> None:
+    """SettingsError if a run of this name is alive in the Redis that is named; nothing was moved aside by then."""
+    redis = connection.connect(url)
+    try:
+        await Ledger(redis, Keys(name)).refuse_if_alive()
+    finally:
+        await redis.aclose()
 
 
 def set_aside(settings: RunFile) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import common
 from common.settings import DatasetSettings, RunFile
+from services.cli.up import caches
 from services.cli.up.program import Program
 
 PARENT = "TRIBUTARY_PARENT"
@@ -52,7 +53,7 @@ def environment(settings: RunFile, role: str) -> dict[str, str]:
     }
     if _is_offline(settings, role):
         added["HF_HUB_OFFLINE"] = "1"
-    return os.environ | added
+    return os.environ | caches.beside_home() | added
 
 
 def _is_offline(settings: RunFile, role: str) -> bool:

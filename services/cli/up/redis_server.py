@@ -24,6 +24,7 @@ from common.settings import RunFile
 from services.cli.up.program import Program
 from services.cli.up.programs import environment, log_path
 
+NAME = "redis"
 LOADING_S = 60.0
 _LOOK_S = 0.05
 _MISSING = (
@@ -91,11 +92,11 @@ def own_server(executable: Path, settings: RunFile) -> RedisServer:
     )
     tether = (sys.executable, "-m", "services.cli.up.tether", str(os.getpid()))
     program = Program(
-        name="redis",
+        name=NAME,
         role="redis",
         command=(*tether, str(executable), str(configuration)),
         environment=environment(settings, "redis"),
-        log=log_path(settings, "redis"),
+        log=log_path(settings, NAME),
         last=True,
     )
     return RedisServer(program, f"redis://:{password}@127.0.0.1:{port}/0")

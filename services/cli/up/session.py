@@ -6,23 +6,24 @@ import asyncio
 import os
 import time
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 
 from redis.asyncio import Redis
 
 from common import connection
 from common.errors import SettingsError
 from common.keys import Keys
-from common.settings import RunFile
+from common.settings import MAX_STEPS_VARIABLE, RunFile
 from services.cli import location
 from services.cli.exit_codes import FAILED, INTERRUPTED, OK, UNUSABLE
 from services.cli.progress import Progress
-from services.cli.up import closing, logs
+from services.cli.up import closing, logs, redis_server
 from services.cli.up.interruption import Interruption
 from services.cli.up.ledger import Ledger
 from services.cli.up.narrator import Narrator
 from services.cli.up.phases import SESSION
 from services.cli.up.preparation import Options, Prepared, prepare, set_aside
-from services.cli.up.programs import PARENT, programs
+from services.cli.up.programs import LEARNER, PARENT, programs
 from services.cli.up.redis_server import find_executable, named_url, own_server, wait_until_ready
 from services.cli.up.summary import Measured, Summary, summarise
 from services.cli.up.supervisor import Change, GaveUp, State, Supervisor
@@ -116,7 +117,7 @@ class Session:
         stack.push_async_callback(redis.aclose)
         if named_url(settings) is None:
             await wait_until_ready(redis, url, self._supervisor.tick)
-            self._supervisor.mark_ready("redis", self._supervisor.pid("redis"))
+            self._supervisor.confirm(redis_server.NAME)
         version = await connection.check(redis, url)
         self._voice.say(f"Redis {version} at {connection.without_password(url)}", "redis")
         return redis, url
@@ -156,11 +157,21 @@ class Session:
             await vigil.until_done(*others)
             await self._sum_up(settings, ledger, vigil, narrator)
             if self._options.keep:
-                self._voice.say(f"left running: {self._progress.dashboard} (Ctrl-C stops everything)", "kept")
+                await self._train_on(settings, ledger, url)
                 await vigil.for_ever(*others)
         finally:
             for task in others:
                 task.cancel()
+
+    async def _train_on(self, settings: RunFile, ledger: Ledger, url: str) -> None:
+        """Start the learner again, without a last step this time: without it there would be nothing to steer."""
+        await ledger.forget_end()
+        started = programs(settings, self._options.run_file.resolve(), url)
+        learner = next(program for program in started if program.name == LEARNER)
+        self._supervisor.add(replace(learner, environment={**learner.environment, MAX_STEPS_VARIABLE: "none"}))
+        self._progress.max_steps = None
+        where = self._progress.dashboard
+        self._voice.say(f"left running, and training goes on without a last step: {where} (Ctrl-C stops all)", "kept")
 
     async def _sum_up(self, settings: RunFile, ledger: Ledger, vigil: Vigil, narrator: Narrator) -> None:
         """Stop everything unless it is to be kept, and show what became of the run."""

@@ -21,7 +21,7 @@ FALSE_STARTS_ALLOWED = 3
 LONGEST_WAIT_S = 8.0
 UNUSABLE_SETTINGS = 2
 
-STOP_S = 6.0
+STOP_S = 5.0
 STOP_LAST_S = 2.0
 _STRAY_S = 0.5
 _KILLED_S = 1.0
@@ -106,7 +106,8 @@ class Supervisor:
         self.restarts = 0
 
     def add(self, program: Program) -> None:
-        """Start a program and keep it running from now on."""
+        """Start a program and keep it running from now on. One that has ended can be added anew."""
+        self._ended.discard(program.name)
         self._deaths[program.name] = Deaths()
         self._children[program.name] = Child(program, self._clock())
         self._tell(Change(program, State.STARTED, f"process {self._children[program.name].pid}"))
@@ -122,6 +123,11 @@ class Supervisor:
             return False
         child.ready = True
         return True
+
+    def confirm(self, name: str) -> None:
+        """Note that a program works whose process id nobody tells, if it is one of ours."""
+        if name in self._children:
+            self.mark_ready(name, self._children[name].pid)
 
     def waiting_for(self) -> list[str]:
         """The programs that are not ready yet."""

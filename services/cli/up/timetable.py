@@ -38,6 +38,10 @@ class Timetable:
                         history = await asyncio.to_thread(client.revisions)
                         self._scenario.skip_applied(str(revision["reason"]) for revision in history)
                         knows_history = True
+            except Refused as error:  # the history: while Redis is away it cannot be read
+                if error.is_our_fault:
+                    raise
+                await asyncio.sleep(_RETRY_S)
             except ControlUnreachable:
                 await asyncio.sleep(_RETRY_S)
 

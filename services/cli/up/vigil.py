@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from services.cli.progress import Progress
-from services.cli.up import process_table
+from services.cli.up import process_table, redis_server
 from services.cli.up.ledger import Ledger
 from services.cli.up.programs import LEARNER
 from services.cli.up.supervisor import Supervisor
@@ -48,7 +48,8 @@ class Vigil:
             await self._tick(others)
 
     async def for_ever(self, *others: asyncio.Task[None]) -> None:
-        """Go on until cancelled."""
+        """Go on until cancelled. A learner that ends meanwhile is judged anew."""
+        self._done, self._finished_s = False, None
         while True:
             await self._tick(others)
 
@@ -76,6 +77,9 @@ class Vigil:
                 left = f", waiting for {', '.join(waiting)}" if waiting else ""
                 self._voice.say(f"{name} is ready after {now_s - self._began_s:.1f} s{left}", "process", name=name)
         facts = await self._ledger.facts()
+        if facts is None:
+            return
+        self._supervisor.confirm(redis_server.NAME)  # it sends no heartbeat, but has just answered
         address = facts.get("dashboard", "")
         if address and address != self._progress.dashboard:
             self._progress.dashboard = address

@@ -6,17 +6,18 @@ curl -s  "$DASHBOARD/v1/series?kind=step&kind=evaluation&newest=true&limit=500"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from common.config.live import Json
 from common.events import Event, EventKind, EventLog
 from services.control.deps import Controlled
-from services.control.feed import feed
+from services.control.feed import FeedResponse, feed
+from services.control.places import Place, is_start, order
 from services.control.problems import Problem, documented
 
 router = APIRouter(prefix="/v1", tags=["events"])
@@ -24,9 +25,7 @@ _MOST_SCANNED = 20_000
 _BATCH = 1000
 _MOST_LISTENERS = 100
 
-EventId = Annotated[
-    str, Query(max_length=41, pattern=r"^\d{1,19}(-\d{1,19})?$", description="id of an event; 0: the start")
-]
+EventId = Annotated[Place, Query(description="id of an event; 0: the start")]
 Kinds = Annotated[list[EventKind] | None, Query(description="only these kinds; all if none is named")]
 
 
@@ -90,13 +89,15 @@ async def _following(events: EventLog, kinds: frozenset[EventKind], after: str, 
 
 async def _newest(events: EventLog, kinds: frozenset[EventKind], between: tuple[str, str], limit: int) -> Series:
     after, before = between
+    if is_start(before):
+        return _series([], after, more=False)
     rows: list[Event] = []
     end = after
     for _ in range(_MOST_SCANNED // _BATCH):
         batch = await events.read_back(before, _BATCH)
         if before == "+" and batch:
-            end = max(end, batch[0].event_id, key=_order)
-        fresh = [e for e in batch if _order(e.event_id) > _order(after)]
+            end = max(end, batch[0].event_id, key=order)
+        fresh = [e for e in batch if order(e.event_id) > order(after)]
         wanted = [e for e in fresh if e.kind in kinds]
         room = limit - len(rows)
         rows += wanted[:room]
@@ -111,8 +112,24 @@ async def _newest(events: EventLog, kinds: frozenset[EventKind], between: tuple[
     return _series(rows[::-1], end, more=False, previous=before)
 
 
+async def _seat(control: Controlled) -> AsyncIterator[None]:
+    """A place among the listeners, from before anything is awaited until the answer has ended in whatever way."""
+    chronicle = control.chronicle
+    if chronicle.listeners >= _MOST_LISTENERS:
+        detail = f"{_MOST_LISTENERS} clients follow the events already: close some"
+        raise Problem(503, "too-many-listeners", detail, headers={"Retry-After": "10"})
+    chronicle.listeners += 1
+    control.metrics.listeners.set(chronicle.listeners)
+    try:
+        yield
+    finally:
+        chronicle.listeners -= 1
+        control.metrics.listeners.set(chronicle.listeners)
+
+
 @router.get(
     "/events",
+    dependencies=[Depends(_seat)],
     summary="The event feed",
     response_class=StreamingResponse,
     responses={
@@ -129,28 +146,16 @@ async def events(
     after: Annotated[
         EventId | None, Query(description="begin after this event; without it, with what comes next")
     ] = None,
-    last_event_id: Annotated[
-        str | None,
-        Header(alias="Last-Event-ID", pattern=r"^\d{1,19}(-\d{1,19})?$", description="goes before `after`"),
-    ] = None,
+    last_event_id: Annotated[Place | None, Header(alias="Last-Event-ID", description="goes before `after`")] = None,
 ) -> StreamingResponse:
     """Events as they happen. A client that comes back with Last-Event-ID misses nothing that is kept.
 
     `curl -sN "$DASHBOARD/v1/events?kind=step&kind=revision"`
     """
-    if control.chronicle.listeners >= _MOST_LISTENERS:
-        detail = f"{_MOST_LISTENERS} clients follow the events already: close some"
-        raise Problem(503, "too-many-listeners", detail, headers={"Retry-After": "10"})
     start = last_event_id or after or await control.events.last_id()
-    lines = feed(control, start, frozenset(kind or EventKind))
-    return StreamingResponse(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return FeedResponse(feed(control, start, frozenset(kind or EventKind)))
 
 
 def _series(events: Sequence[Event], following: str, *, more: bool, previous: str | None = None) -> Series:
     views = [EventView(id=e.event_id, kind=e.kind, at_s=e.at_s, data=e.data) for e in events]
     return Series(events=views, next=following, more=more, previous=previous)
-
-
-def _order(event_id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = event_id.partition("-")
-    return int(milliseconds), int(sequence or 0)

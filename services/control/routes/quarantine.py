@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from services.control.deps import Controlled
+from services.control.places import EntryId, is_start
 from services.control.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["state"])
@@ -36,13 +37,13 @@ class Quarantine(BaseModel):
 async def quarantine(
     control: Controlled,
     limit: Annotated[int, Query(ge=1, le=1000, description="most messages in the answer")] = 100,
-    before: Annotated[
-        str | None, Query(pattern=r"^\d{1,19}-\d{1,19}$", description="only messages older than this id")
-    ] = None,
+    before: Annotated[EntryId | None, Query(description="only messages older than this id")] = None,
 ) -> Quarantine:
     """What was put aside, why and by whom. `curl -s $DASHBOARD/v1/quarantine`."""
     key = control.keys.quarantine
-    entries: Any = await control.redis.xrevrange(key, max="+" if before is None else f"({before}", count=limit)
+    entries: Any = []
+    if before is None or not is_start(before):
+        entries = await control.redis.xrevrange(key, max="+" if before is None else f"({before}", count=limit)
     return Quarantine(total=await control.redis.xlen(key), messages=[_message(*entry) for entry in entries])
 
 

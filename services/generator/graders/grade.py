@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from common.wire import LARGEST_REWARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ def as_grade(value: object) -> Grade:
     if not isinstance(grade, Grade):
         raise TypeError(f"a grader returns a Grade or a number, not {type(value).__name__}")
     grade = Grade(float(grade.reward), {str(name): float(part) for name, part in grade.parts.items()})
-    unusable = [value for value in (grade.reward, *grade.parts.values()) if not math.isfinite(value)]
+    unusable = [value for value in (grade.reward, *grade.parts.values()) if not abs(value) <= LARGEST_REWARD]
     if unusable:
-        raise ValueError(f"a reward is a finite number, not {unusable[0]}")
+        raise ValueError(f"a reward is a finite number up to {LARGEST_REWARD:g}, not {unusable[0]}")
     return grade
