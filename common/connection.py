@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -100,14 +99,12 @@ async def policy_problems(redis: Any) -> list[str]:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown and logged."""
-    parts = urlsplit(url)
-    parts = parts._replace(query="***" if parts.query else "")
-    if parts.password is None:
-        return urlunsplit(parts)
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}{port}"))
+    """The URL as it may be shown and logged: nothing of what stands before the host, and no query."""
+    scheme, colon, rest = url.partition("://")
+    # Everything up to the last @ counts as the password: an unescaped one may hold any character.
+    secret, at, place = rest.rpartition("@")
+    place, question, _ = place.partition("?")
+    return f"{scheme}{colon}{':***' if secret else ''}{at}{place}{'?***' if question else ''}"
 
 
 def is_passing(error: Exception) -> bool:

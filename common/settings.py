@@ -242,7 +242,9 @@ def _with_max_steps(settings: RunFile) -> RunFile:
     if not asked:
         return settings
     if asked != "none" and not re.fullmatch("[1-9][0-9]{0,17}", asked):
-        raise SettingsError(f'{MAX_STEPS_VARIABLE} is {asked!r}: set it to a number of steps, or to "none", or unset it')
+        raise SettingsError(
+            f'{MAX_STEPS_VARIABLE} is {asked!r}: set it to a number of steps, or to "none", or unset it'
+        )
     max_steps = None if asked == "none" else int(asked)
     return settings.model_copy(update={"learner": settings.learner.model_copy(update={"max_steps": max_steps})})
 

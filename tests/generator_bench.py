@@ -85,7 +85,7 @@ class GeneratorBench:
     async def issue(self, *requests: Request | bytes) -> None:
         """Add requests, or payloads that are none, to the stream; training requests use credit."""
         await self.delivery.prepare()
-        await self.delivery.issue([_issued(r) for r in requests], b"")
+        await self.delivery.issue([_issued(r) for r in requests], os.urandom(8))  # a state that was never there
 
     async def groups(self) -> list[Group]:
         """Every group so far, in the order of emission."""

@@ -34,7 +34,7 @@ def up(
         Path | None, typer.Option(help="a timetable of changes (TOML), sent through the HTTP API as the steps go by")
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="after the summary leave everything running, until Ctrl-C")
+        bool, typer.Option("--keep", help="after the summary train on without a last step, until Ctrl-C")
     ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="start over: the old run directory is moved aside (runs/addition.1, ...)")

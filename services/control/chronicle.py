@@ -14,6 +14,7 @@ _BLOCK_MS = 1000
 _BATCH = 1000
 _LOOK_BACK = 20_000
 _PAUSE_S = 0.5
+_MOST_READERS = 32
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 class Chronicle:
     """What the event log said last. `step`: the newest step. `evaluations`: the newest one of each data set.
 
-    listeners: how many feeds wait for its news.
+    listeners: how many feeds wait for its news. reading: what they hold while they read. News wake them all at once, and
+    the connections to Redis (100) must still suffice for everyone else.
     """
 
     def __init__(self, events: EventLog) -> None:
@@ -29,6 +31,7 @@ class Chronicle:
         self._newest_id = "0"
         self._news = asyncio.Event()
         self.listeners = 0
+        self.reading = asyncio.Semaphore(_MOST_READERS)
         self.step: Event | None = None
         self.evaluations: dict[str, Event] = {}
 

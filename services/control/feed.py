@@ -29,7 +29,8 @@ async def feed(control: Control, after: str, kinds: frozenset[EventKind]) -> Asy
     while not control.stop.is_set():
         news = control.chronicle.news  # taken before reading, so that nothing falls between the two
         try:
-            batch = await control.events.read(after, _BATCH)
+            async with control.chronicle.reading:
+                batch = await control.events.read(after, _BATCH)
         except (RedisError, OSError) as error:
             if not is_passing(error):
                 raise

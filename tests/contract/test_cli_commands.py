@@ -151,6 +151,7 @@ def test_status_tells_asked_and_in_force_apart(run: Run, redis: RedisProcess) ->
         "10 / 400",
         "held-out hard",
         "generator-2",
+        "127.0.0.1:9100",
         "1787 generated, 1420 trained",
     ):
         assert words in out

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis_process import RedisProcess
 
@@ -83,6 +83,7 @@ parts = (
     st.integers(0, 2**65).map(str)
     | st.sampled_from(["0", "00", "1", str(2**64 - 1), str(2**64), "9" * 19, "9" * 40])
     | st.text(st.characters(categories=["Nd"]), min_size=1, max_size=3)
+    | st.text("0", min_size=1, max_size=3)
 )
 places = parts | st.tuples(parts, parts).map("-".join) | st.text(max_size=25) | numbers.map(str)
 
@@ -155,6 +156,12 @@ def test_no_body_makes_a_5xx_and_every_accepted_revision_is_valid(
     ),
     header=st.fixed_dictionaries({}, optional={"Last-Event-ID": places.filter(str.isprintable)}),
 )
+@example("series", {"after": "٣"}, {})
+@example("series", {"newest": "true", "before": "0-0"}, {})
+@example("series", {"newest": "true", "before": f"{2**64 - 1}-{2**64 - 1}", "after": str(2**64)}, {})
+@example("events", {"after": "٣-٣"}, {})
+@example("quarantine", {"before": "٣-٣"}, {})
+@example("quarantine", {"before": "00-0"}, {})
 def test_no_query_makes_a_5xx(target: Target, path: str, query: dict[str, str], header: dict[str, str]) -> None:
     target.process.stop.set()  # a feed ends after its greeting
     printable = {key: value.encode("utf-8", "replace").decode() for key, value in query.items()}

@@ -64,6 +64,7 @@ async def test_a_hundred_clients_may_follow_the_events_and_every_place_is_given_
         await asyncio.sleep(0)
     for refused in ("/v1/events", "/v1/events?after=x"):
         assert (await bench.http.get(refused)).headers["retry-after"] == "10"
+    assert len(await bench.process.redis.client_list()) < 50
     bench.process.stop.set()
     bench.control.chronicle.wake()
     statuses = [answer.status_code for answer in await asyncio.gather(*calls)]

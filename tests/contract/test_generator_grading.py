@@ -38,7 +38,7 @@ async def grading() -> AsyncIterator[Grading]:
         ("crash", Failure.CRASHED, r"the grader crashed \(exit code -9\)"),
         ("exit", Failure.RAISED, "the grader raised SystemExit: 3"),
         ("raise", Failure.RAISED, "the grader raised KeyError: 'no such answer'"),
-        ("nan", Failure.RAISED, "the grader raised ValueError: a reward is a finite number up to 1e+06, not nan"),
+        ("nan", Failure.RAISED, r"the grader raised ValueError: a reward is a finite number up to 1e\+06, not nan"),
     ],
 )
 async def test_a_grader_that_fails_costs_one_response(

@@ -179,10 +179,13 @@ async def test_an_engine_left_with_mixed_weights_serves_nothing_any_more(bench: 
             await asyncio.wait_for(task, 10)
 
 
-async def test_an_announcement_that_is_none_is_told_and_survived(bench: GeneratorBench) -> None:
+async def test_entries_that_announce_nothing_are_passed_over(bench: GeneratorBench) -> None:
     engine = FakeEngine()
     async with following(bench, engine, Clock()) as (process, _):
-        await bench.redis.xadd(bench.keys.weights, {"payload": b"{}"}, id="1-0")
-        await until_failed(process, 1)
+        await bench.redis.xadd(bench.keys.weights, {"payload": b"{}"})
+        await bench.redis.xadd(bench.keys.weights, {"junk": b"1"})
         await bench.publish(2)
         await until_held(process, 2)
+        await bench.redis.xadd(bench.keys.weights, {"payload": b"\xff"})
+        await bench.publish(3)
+        await until_held(process, 3)

@@ -137,7 +137,18 @@ async def test_an_address_of_redis_that_is_none_is_a_sentence(
     report = check.Report()
     await check.inspect_redis(settings(tmp_path), report)
     (problem,) = report.problems
-    assert "the address of Redis cannot be understood" in problem
+    assert problem.startswith("REDIS_URL cannot be read")
+
+
+async def test_a_password_that_breaks_its_address_is_not_quoted(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:hush/hash@127.0.0.1:6379/0")
+    report = check.Report()
+    await check.inspect_redis(settings(tmp_path), report)
+    (problem,) = report.problems
+    assert "percent-encode special characters of the password" in problem
+    assert "hush" not in problem
 
 
 def fake_redis(directory: Path, version: str) -> Path:

@@ -115,8 +115,12 @@ class ControlStub:
         self.url = "http://control"
         self._answers = list(answers)
         self._history = history
+        self.away = 0
 
     def revisions(self) -> list[dict[str, Any]]:
+        if self.away > 0:
+            self.away -= 1
+            raise Refused(503, "redis is away", {})
         return [{"reason": reason} for reason in self._history]
 
     def patch(self, patch: dict[str, Any], *, reason: str, author: str) -> None:
@@ -162,6 +166,13 @@ def test_a_control_plane_that_is_away_is_asked_again(keep: Callable[[ControlStub
     stub = ControlStub(ControlUnreachable("away"), Refused(503, "redis is away", {}))
     keep(stub, 50)
     assert stub.sent == ["scenario: scenario 1: teach it", "scenario: scenario 2: later"]
+
+
+def test_a_history_that_cannot_be_read_just_now_is_asked_for_again(keep: Callable[[ControlStub, int], None]) -> None:
+    stub = ControlStub(history=("scenario 1: teach it",))
+    stub.away = 2
+    keep(stub, 50)
+    assert stub.sent == ["scenario: scenario 2: later"]
 
 
 def test_a_change_that_is_refused_is_told_and_left_out(

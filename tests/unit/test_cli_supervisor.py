@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,27 @@ def test_only_the_process_that_runs_now_is_believed_to_be_ready(stage: Stage) ->
     assert stage.supervisor.mark_ready("a", pid)
     assert not stage.supervisor.mark_ready("a", pid)
     assert stage.supervisor.waiting_for() == []
+
+
+def test_a_program_that_nobody_speaks_for_is_confirmed_after_every_start(stage: Stage) -> None:
+    stage.run("redis", "exec sleep 60")
+    for _ in range(4):  # one more than the false starts that would be allowed
+        stage.supervisor.confirm("redis")
+        assert stage.supervisor.waiting_for() == []
+        os.kill(stage.supervisor.pid("redis"), signal.SIGKILL)
+        stage.tick_after_death("redis")
+        stage.clock.now_s += 100
+        stage.supervisor.tick()
+    stage.supervisor.confirm("a Redis that is not ours")
+
+
+def test_a_program_that_has_ended_can_be_added_anew(stage: Stage) -> None:
+    stage.run("learner", "exit 0", may_end=True)
+    stage.tick_after_death("learner")
+    assert stage.supervisor.ended("learner")
+    stage.run("learner", "exec sleep 60", may_end=True)
+    assert not stage.supervisor.ended("learner")
+    assert stage.supervisor.waiting_for() == ["learner"]
 
 
 def test_what_a_dead_program_left_running_is_killed_before_it_is_started_again(stage: Stage, tmp_path: Path) -> None:

@@ -178,3 +178,14 @@ def test_a_full_disk_is_told_before_anything_is_written(monkeypatch: pytest.Monk
     monkeypatch.setitem(machine.NEEDED_GB, "cpu", 10**9)
     with pytest.raises(SetupError, match=r"GB free in .*: make room"):
         machine.require_system(ROOT, "cpu")
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    project: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / ".venv.lock").mkdir()
+    monkeypatch.setattr(environment, "require_python", lambda: None)
+    monkeypatch.setattr(environment, "choose_device", lambda: "cpu")
+    monkeypatch.setattr(environment.signal, "signal", lambda *_: None)
+    assert environment.main() == 1
+    assert capsys.readouterr().err.startswith(f"set-up: {project}/.venv.lock: Is a directory")

@@ -76,3 +76,30 @@ def test_the_environment_overrides_where_redis_is(tmp_path: Path, monkeypatch: p
         _ = settings.redis_url
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere:1")
     assert settings.redis_url == "redis://elsewhere:1"
+
+
+@pytest.mark.parametrize(("asked", "limit"), [("none", None), ("7", 7), ("", 40)])
+def test_the_environment_overrides_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, limit: int | None
+) -> None:
+    monkeypatch.setenv("TRIBUTARY_MAX_STEPS", asked)
+    assert load_run(written(tmp_path, GOOD + "[learner]\nmax_steps = 40\n")).learner.max_steps == limit
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "many", "1.5", "٣", "9" * 5000])
+def test_a_last_step_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("TRIBUTARY_MAX_STEPS", asked)
+    with pytest.raises(SettingsError, match=r"TRIBUTARY_MAX_STEPS is .* set it to"):
+        load_run(written(tmp_path, GOOD))
+
+
+@pytest.mark.parametrize("key", ["base", "runs/small"])
+def test_a_home_directory_of_nobody_is_a_sentence(tmp_path: Path, key: str) -> None:
+    with pytest.raises(SettingsError, match="home directory of nobody"):
+        load_run(written(tmp_path, GOOD.replace(f'"{key}"', '"~nouser/x"')))
+
+
+@pytest.mark.parametrize("deep", ["a = " + "[" * 3000 + "]" * 3000, ".".join(["a"] * 3000) + " = 1"])
+def test_a_run_file_that_is_nested_too_deeply_is_a_sentence(tmp_path: Path, deep: str) -> None:
+    with pytest.raises(SettingsError, match="nested too deeply"):
+        load_run(written(tmp_path, deep + "\n" + GOOD))

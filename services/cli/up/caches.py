@@ -27,12 +27,16 @@ def beside_home(*variables: str) -> dict[str, str]:
 
 def _default(variable: str) -> Path:
     parent_variable, parent, name = _DEFAULTS[variable]
-    return Path(os.environ.get(parent_variable) or Path(os.path.expanduser("~"), parent), name)
+    directory = Path(os.environ.get(parent_variable) or f"~/{parent}", name)
+    try:
+        return directory.expanduser()
+    except RuntimeError:  # nobody knows where home is
+        return directory
 
 
 def _is_writable(directory: Path) -> bool:
     """Whether a directory is there, or can be made, and takes files."""
-    if not directory.is_absolute():  # nobody knows where home is
+    if not directory.is_absolute():
         return False
     try:
         directory.mkdir(parents=True, exist_ok=True)

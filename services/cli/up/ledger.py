@@ -20,6 +20,10 @@ _ALIVE_S = 10.0
 _GONE = ("stopped", "failed")
 
 
+def _age_s(beat: dict[str, Any]) -> float:
+    return time.time() - float(beat.get("at_s") or 0.0)
+
+
 class Ledger:
     """The part of a run's Redis that concerns `up`. While Redis is away, reading yields nothing and writing waits."""
 
@@ -37,7 +41,7 @@ class Ledger:
         """SettingsError if processes of a run with this name write to this Redis now."""
         beats = await self._redis.hvals(self._keys.processes)  # pyright: ignore
         told = [json.loads(beat) for beat in beats]
-        alive = [beat for beat in told if beat["state"] not in _GONE and time.time() - beat["at_s"] < _ALIVE_S]
+        alive = [beat for beat in told if beat.get("state") not in _GONE and _age_s(beat) < _ALIVE_S]
         if alive:
             raise SettingsError("a run of this name is alive in this Redis: stop it, or change [run] name")
 

@@ -152,7 +152,8 @@ async def events(
 
     `curl -sN "$DASHBOARD/v1/events?kind=step&kind=revision"`
     """
-    start = last_event_id or after or await control.events.last_id()
+    async with control.chronicle.reading:
+        start = last_event_id or after or await control.events.last_id()
     return FeedResponse(feed(control, start, frozenset(kind or EventKind)))
 
 
