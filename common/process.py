@@ -34,6 +34,7 @@ from common.keys import Keys
 from common.metrics import ProcessMetrics
 from common.settings import RunFile, load_run
 from common.streams import Delivery, Entry, Stream
+from common.tasks import end
 
 HEARTBEAT_S = 1.0
 BEAT_LIMIT_S = 120.0
@@ -218,7 +219,7 @@ async def _supervise(process: Process, main: Main, host: str, port: int) -> int:
         log.exception("unexpected error")
     finally:
         if heartbeats is not None:
-            heartbeats.cancel()
+            await end([heartbeats])
         await process.farewell()
         if exposition is not None:
             exposition.close()

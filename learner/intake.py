@@ -19,6 +19,7 @@ from common.errors import WireError
 from common.events import EventKind
 from common.process import Process
 from common.streams import Entry
+from common.tasks import end
 from common.trajectory import Group, Source, Trajectory
 from common.wire import decode_group, identity
 
@@ -89,12 +90,8 @@ class Intake:
 
     async def close(self) -> None:
         """Stop reading. What was read and not consumed stays pending in the stream."""
-        # asyncio.wait_for, which the Redis client uses, can swallow a cancellation before Python 3.12: ask again.
-        while self._reader is not None and not self._reader.done():
-            self._reader.cancel()
-            await asyncio.wait([self._reader], timeout=0.1)
-        if self._reader is not None and not self._reader.cancelled():
-            self._reader.exception()  # a failure was raised by `take`, or does not matter any more
+        if self._reader is not None:
+            await end([self._reader])  # a failure was raised by `take`, or does not matter any more
 
     async def _run(self) -> None:
         while True:

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class Chronicle:
     """What the event log said last. `step`: the newest step. `evaluations`: the newest one of each data set.
 
-    listeners: how many feeds wait for its news. reading: what they hold while they read. News wake them all at once, and
-    the connections to Redis (100) must still suffice for everyone else.
+    listeners: how many feeds wait for its news. reading: what they hold while they read, as news wake all at once and
+    connections to Redis (100) must still suffice for everyone else.
     """
 
     def __init__(self, events: EventLog) -> None:

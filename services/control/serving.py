@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from common.connection import is_passing
 from common.events import EventKind
 from common.process import Process
+from common.tasks import end
 from services.control.app import create_app
 from services.control.census import Census
 from services.control.deps import Control
@@ -71,8 +72,7 @@ async def _serve(process: Process, control: Control, server: Server, listener: L
         process.stop.set()
         control.chronicle.wake()  # feeds end by themselves once they see the stop
         server.should_exit = True
-        for task in (following, watching, stopping):
-            task.cancel()
+        await end({following, watching, stopping})
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, Exception):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.errors import TributaryError
+from common.tasks import together
 from common.trajectory import Group, Outcome, Purpose, Request, Sampling, Source, Trajectory
 from services.generator.rollouts import Draw, Rollouts, SamplingEngine
-from services.generator.tasks import together
 
 log = logging.getLogger(__name__)
 

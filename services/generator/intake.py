@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from common.process import Process
 from common.streams import Entry
-from services.generator.tasks import end
+from common.tasks import end
 
 BLOCK_MS = 500
 _LONG_DEAD_MS = 3_600_000

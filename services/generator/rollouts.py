@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from common.tasks import together
 from common.trajectory import Logprobs, Request, Tokens, Trajectory
 from services.generator.engine import Completion, EngineStatistics
 from services.generator.graders import Grade
-from services.generator.tasks import together
 from services.generator.tokenizer import Detokenizer
 from services.generator.trajectories import demonstrated, opening, sampled
 

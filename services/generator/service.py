@@ -13,6 +13,7 @@ from common.metrics import GeneratorMetrics
 from common.process import Process
 from common.settings import RunFile
 from common.streams import Entry
+from common.tasks import end
 from common.trajectory import Purpose, Request
 from common.wire import decode_request, encode_group, encode_outcome, identity
 from services.generator import graders
@@ -24,7 +25,6 @@ from services.generator.intake import Intake
 from services.generator.pulse import Pulse
 from services.generator.refresh import Refresh
 from services.generator.rollouts import Rollouts, SamplingEngine
-from services.generator.tasks import end
 from services.generator.tokenizer import Detokenizer, open_detokenizer, require_model
 
 GRACE_S = 3.0

@@ -17,9 +17,9 @@ from redis_process import RedisProcess
 from common.events import EventKind
 from common.metrics import GeneratorMetrics
 from common.process import Process
+from common.tasks import end
 from services.generator.engine import EngineDead
 from services.generator.refresh import Refresh
-from services.generator.tasks import end
 
 pytestmark = pytest.mark.asyncio
 

@@ -10,6 +10,7 @@ import pytest
 from fake_engine import FakeEngine, decode, encode, response_to
 from tiny_tokenizer import EOS
 
+from common.tasks import together
 from common.trajectory import (
     Demonstration,
     Finish,
@@ -27,7 +28,6 @@ from common.wire import decode_group, decode_request, encode_group, encode_reque
 from services.generator.answering import Answerer, RequestRefused, fitted
 from services.generator.graders import Grade
 from services.generator.rollouts import Rollouts
-from services.generator.tasks import together
 
 PROMPT = encode("1+2=")
 DEMONSTRATION = Demonstration(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
-_PATIENCE_S = 0.5
+_PATIENCE_S = 0.1
 
 
 async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -21,7 +21,7 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
 async def end(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """Cancel tasks and return when all are done, whatever they raise.
 
-    One cancellation is not enough: redis-py takes one that arrives between two of its reads for a time-out of its own.
+    One cancellation is not enough: until Python 3.12 `asyncio.wait_for`, which redis-py uses, can lose one.
     """
     tasks = list(tasks)
     while pending := [task for task in tasks if not task.done()]:
