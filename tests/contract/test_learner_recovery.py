@@ -89,11 +89,12 @@ async def test_a_learner_that_was_broken_off_ends_with_the_same_bits(
 
 @pytest.mark.slow
 async def test_twenty_kills_at_random_moments_do_not_change_a_bit(
-    rig: Rig, tmp_path: Path, redis_server: Any, client: Any
+    rig: Rig, tmp_path: Path, redis_server: Any, client: Any, request: pytest.FixtureRequest
 ) -> None:
     steps, kills, random = 80, 20, Random(7)
     run_file = write_run(tmp_path, learner=f"max_steps = {steps}", every_steps=EVERY)
     nursery = Nursery(run_file, redis_server.url)
+    request.addfinalizer(nursery.close)
     codes: list[int] = []
     # A life gets a share of the groups only: on a fast machine too, the last step is left to the last life.
     share = 2 * steps // (kills + 1)
