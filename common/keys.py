@@ -45,6 +45,11 @@ class Keys:
         return self._key("quarantine")
 
     @property
+    def unusable(self) -> str:
+        """Set: names of the demonstrations that cannot be used and are in the quarantine."""
+        return self._key("unusable")
+
+    @property
     def events(self) -> str:
         """Stream: what operators see; for display only."""
         return self._key("events")
@@ -53,6 +58,21 @@ class Keys:
     def outstanding(self) -> str:
         """Set: ids of training groups that were requested and are not yet trained, dropped or quarantined."""
         return self._key("outstanding")
+
+    @property
+    def score_tasks(self) -> str:
+        """Stream: demonstrations that the expert policy is to score, curriculum → scorer."""
+        return self._key("score_tasks")
+
+    @property
+    def scores_asked(self) -> str:
+        """Set: keys of the scores that were asked for and are not answered yet."""
+        return self._key("scores:asked")
+
+    @property
+    def scores(self) -> str:
+        """Hash: content hash → the expert policy's log-probs of a demonstration, or why there are none."""
+        return self._key("scores")
 
     @property
     def curriculum(self) -> str:

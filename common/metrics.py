@@ -28,6 +28,17 @@ class CurriculumMetrics:
         self.credit = Gauge("tributary_credit_groups", "Groups that may be outstanding", registry=registry)
         self.accuracy = Gauge("tributary_heldout_accuracy", "Greedy held-out accuracy", ["dataset"], registry=registry)
         self.pass_at_k = Gauge("tributary_heldout_pass_at_k", "Held-out pass@k", ["dataset"], registry=registry)
+        self.set_aside = Counter(
+            "tributary_demonstrations_set_aside_total",
+            "Demonstrations that cannot be used",
+            ["reason"],
+            registry=registry,
+        )
+        self.hint_phase = Gauge("tributary_hint_phase", "Share of the hint schedule that is done", registry=registry)
+        self.hint_level = Gauge("tributary_hint_p", "p or low of the hint schedule", registry=registry)
+        self.hint_length = Gauge(
+            "tributary_hint_length_mean", "Mean hint length asked for of late, in tokens", registry=registry
+        )
         self.nll = Gauge("tributary_heldout_nll", "Mean NLL of held-out demonstrations", ["dataset"], registry=registry)
 
 
@@ -48,6 +59,20 @@ class GeneratorMetrics:
             "tributary_weight_pause_seconds", "Pause per update", buckets=_SECONDS, registry=registry
         )
         self.running = Gauge("tributary_running_sequences", "Sequences being sampled", registry=registry)
+        self.searches = Counter("tributary_searches_total", "Searches for an anchor", ["result"], registry=registry)
+        self.probes = Counter("tributary_search_probes_total", "Groups sampled in search", registry=registry)
+
+
+class ScorerMetrics:
+    """What a scorer exports."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.scores = Counter(
+            "tributary_scores_total", "Demonstrations answered by the expert", ["result"], registry=registry
+        )
+        self.tokens = Counter("tributary_scored_tokens_total", "Demonstration tokens scored", registry=registry)
+        self.waiting = Gauge("tributary_scores_waiting", "Demonstrations to be scored", registry=registry)
+        self.reclaimed = Counter("tributary_score_tasks_reclaimed_total", "Score tasks taken over", registry=registry)
 
 
 class LearnerMetrics:
@@ -70,6 +95,9 @@ class LearnerMetrics:
         self.clip_fraction = Gauge("tributary_clip_fraction", "Share of clipped tokens", ["source"], registry=registry)
         self.sample_size = Gauge(
             "tributary_effective_sample_size", "Effective sample size, share of tokens", ["source"], registry=registry
+        )
+        self.rehearsal_buffer = Gauge(
+            "tributary_rehearsal_buffer", "Demonstrations that wait to be rehearsed (ReLIFT)", registry=registry
         )
         self.published = Counter("tributary_publications_total", "Weight versions published", registry=registry)
         self.published_bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from common.config.base import Frozen
 from common.config.live import LiveConfig, parse_live
@@ -49,6 +49,12 @@ class Columns(Frozen):
     prompt: str = "prompt"
     answer: str = "answer"
     demonstration: str | None = Field(default="demonstration", description="null: the data set has none")
+    expert_logprobs: str | None = Field(
+        default=None, description="log π_φ of every token of each demonstration, its end token included"
+    )
+    expert_tokens: str | None = Field(
+        default=None, description="the ids those log-probs belong to: they must be what the demonstration becomes here"
+    )
 
 
 class DatasetSettings(Frozen):
@@ -97,6 +103,21 @@ class RedisSettings(Frozen):
     """Where Redis is. Without a URL `tributary up` starts one for the run."""
 
     url: str | None = None
+
+
+class ExpertSettings(Frozen):
+    """Where the expert policy π_φ, the denominator of an expert token's ratio, comes from.
+
+    unit: π_φ = 1 (LUFFY, SRFT). recorded: data.columns.expert_logprobs. scored: `model` scores every demonstration.
+    """
+
+    policy: Literal["unit", "recorded", "scored"] = "unit"
+    model: str | None = Field(default=None, description="the expert's model directory or hub name (scored)")
+    max_num_seqs: int = Field(default=64, ge=1, description="demonstrations scored at the same time")
+    kv_cache_mb: int | None = Field(default=None, ge=16, description="KV cache; null: 256 on CPU, vLLM's choice on GPU")
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the engine; null: 1")
 
 
 class WeightSettings(Frozen):
@@ -157,6 +178,7 @@ class RunFile(Frozen):
     data: DataSettings
     evaluation: EvaluationSettings = EvaluationSettings()
     grader: GraderSettings = GraderSettings()
+    expert: ExpertSettings = ExpertSettings()
     redis: RedisSettings = RedisSettings()
     weights: WeightSettings = WeightSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
@@ -164,6 +186,16 @@ class RunFile(Frozen):
     generator: GeneratorSettings = GeneratorSettings()
     learner: LearnerSettings = LearnerSettings()
     live: LiveConfig = LiveConfig()
+
+    @model_validator(mode="after")
+    def _expert_is_named(self) -> RunFile:
+        if self.expert.policy == "recorded" and self.data.columns.expert_logprobs is None:
+            raise ValueError(
+                'expert.policy is "recorded": name the column of the log-probs in [data.columns] expert_logprobs'
+            )
+        if self.expert.policy == "scored" and self.expert.model is None:
+            raise ValueError('expert.policy is "scored": name the model that scores demonstrations in [expert] model')
+        return self
 
     @property
     def redis_url(self) -> str:
@@ -216,6 +248,8 @@ def _problem(error: Any) -> str:
         return f"{where}: this key is not known: remove it, or check its spelling"
     if error["type"] == "missing":
         return f"{where}: it is missing: add it"
+    if not where:
+        return str(error["ctx"]["error"])
     return f"{where}: {error['msg']} (it is {error['input']!r})"
 
 
@@ -274,6 +308,9 @@ def _resolve(settings: RunFile, home: Path) -> RunFile:
         update={
             "run": settings.run.model_copy(update={"directory": absolute(settings.run.directory)}),
             "model": settings.model.model_copy(update={"path": located(settings.model.path)}),
+            "expert": settings.expert.model_copy(
+                update={"model": located(settings.expert.model) if settings.expert.model else None}
+            ),
             "data": settings.data.model_copy(update={"path": located(settings.data.path)}),
             "evaluation": settings.evaluation.model_copy(update={"sets": sets}),
             "weights": settings.weights.model_copy(update={"directory": absolute(settings.weights.directory)}),

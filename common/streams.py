@@ -47,6 +47,19 @@ if ARGV[8] ~= '' then redis.call('XADD', KEYS[4], '*', 'payload', ARGV[8]) end
 return 1
 """
 
+# What cannot be used and never was a message. Whoever comes across it again (after a restart, too) adds nothing.
+_RECORD = """
+local added = 0
+for i = 2, #ARGV, 3 do
+  if redis.call('SADD', KEYS[2], ARGV[i]) == 1 then
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', 10000, '*', 'stream', 'demonstrations',
+      'reason', ARGV[i + 1], 'by', ARGV[1], 'payload', ARGV[i + 2], 'id', ARGV[i])
+    added = added + 1
+  end
+end
+return added
+"""
+
 _ABSORB = """
 local n = tonumber(ARGV[2])
 for i = 3 + n, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
@@ -63,6 +76,15 @@ class Entry:
     """One message of a stream: its id there, and its bytes. payload is empty if the entry has none."""
 
     entry_id: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableRecord:
+    """A demonstration that cannot be used, for the quarantine. identity: it is kept once under this name."""
+
+    identity: str
+    reason: str
     payload: bytes
 
 
@@ -157,6 +179,7 @@ class Delivery:
         self._issue = self._redis.register_script(_ISSUE)
         self._quarantine = self._redis.register_script(_QUARANTINE)
         self._absorb = self._redis.register_script(_ABSORB)
+        self._record = self._redis.register_script(_RECORD)
 
     async def prepare(self) -> None:
         """Create whatever stream or consumer group is missing. Every process calls it at start and after NOGROUP."""
@@ -194,6 +217,16 @@ class Delivery:
         name = stream.key.rpartition(":")[2]
         args = [stream.group, entry.entry_id, name, reason, by, entry.payload, group_id, outcome]
         return bool(await self._quarantine(keys=keys, args=args))
+
+    async def record_unusable(self, records: Sequence[UnusableRecord], *, by: str) -> int:
+        """Put demonstrations that cannot be used into the quarantine, without a message to take out of the way.
+
+        How many of them are news: each is kept once.
+        """
+        args: list[str | bytes] = [by]
+        for record in records:
+            args += [record.identity, record.reason, record.payload]
+        return int(await self._record(keys=[self._keys.quarantine, self._keys.unusable], args=args))
 
     async def absorb(self, entry_ids: Sequence[str], prompts: Mapping[str, str]) -> None:
         """Take outcomes in: write the prompts' records and acknowledge the outcomes, all or nothing."""

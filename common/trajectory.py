@@ -98,6 +98,11 @@ class Trajectory:
         return self.finish is Finish.DEMONSTRATION
 
     @property
+    def is_right(self) -> bool:
+        """Whether it earned a positive reward."""
+        return self.reward > 0
+
+    @property
     def oldest_version(self) -> int | None:
         """The oldest weight version that sampled one of its tokens; None if the policy sampled none."""
         return min((span.version for span in self.versions), default=None)
@@ -116,18 +121,47 @@ class Demonstration:
     expert_logprobs: Logprobs | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreTask:
+    """A demonstration that the expert policy is asked to score after its prompt. key: the hash of what is asked."""
+
+    key: str
+    prompt_tokens: Tokens
+    tokens: Tokens
+
+
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
     """Which members a group has.
 
     plain: rollouts from the bare prompt. branched: rollouts that continue the hint. hint_length: leading tokens of the
-    first demonstration that the branched members are shown. demonstrations: whole demonstrations that join the group.
+    first demonstration that the branched members are shown. demonstrations: whole demonstrations that join the group;
+    with a gate, only if at most so many of its rollouts are right.
     """
 
     plain: int
     branched: int = 0
     hint_length: int = 0
     demonstrations: int = 0
+    gate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorSearch:
+    """How to look for a hint from which some rollouts succeed and some fail (BREAD, arXiv 2506.17211).
+
+    cuts: hint lengths that may be shown, in tokens, ascending. members: rollouts of a probe. probes: at most so many.
+    A probe is taken if above < share of right rollouts < below. always: search although nothing has failed yet; else
+    only if all plain rollouts fail. anchor: the hint length to begin with; None: the middle cut.
+    """
+
+    cuts: tuple[int, ...]
+    members: int
+    probes: int
+    above: float
+    below: float
+    always: bool = False
+    anchor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +179,8 @@ class Sampling:
 class Request:
     """What a generator consumes: one prompt, the plan of its group, and all that is needed to carry it out.
 
-    revision: the live configuration it was made under. score_demonstration asks for the mean log-prob of the first
+    revision: the live configuration it was made under. search: replace the planned rollouts by a branched group if the
+    search finds one. score_demonstration asks for the mean log-prob of the first
     demonstration under the policy (held-out NLL).
     """
 
@@ -161,6 +196,7 @@ class Request:
     dataset: str = "train"
     for_version: int = 0
     score_demonstration: bool = False
+    search: AnchorSearch | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,7 +225,9 @@ class Group:
 class Outcome:
     """What became of a request, for the curriculum: small, and without tokens.
 
-    rewards: sampled members in order (evaluation: the greedy response first). failure: why no group was made, or "".
+    rewards: members sampled from the bare prompt, in order (evaluation: the greedy response first). hinted_rewards:
+    those that continued a hint of hint_length tokens. probes: groups sampled in search of an anchor; anchor: the hint
+    length found, None if none was. failure: why no group was made, or "".
     """
 
     request_id: str
@@ -205,3 +243,6 @@ class Outcome:
     demonstration_logprob: float | None = None
     demonstration_tokens: int = 0
     failure: str = ""
+    hinted_rewards: tuple[float, ...] = ()
+    probes: int = 0
+    anchor: int | None = None

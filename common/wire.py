@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from common.errors import NewerSchemaError, WireError
 from common.trajectory import (
+    AnchorSearch,
     Demonstration,
     Finish,
     Group,
@@ -23,12 +24,13 @@ from common.trajectory import (
     Purpose,
     Request,
     Sampling,
+    ScoreTask,
     Trajectory,
     VersionSpan,
 )
 
 _msgpack: Any = msgpack  # Any: msgpack is not annotated
-SCHEMA = 1
+SCHEMA = 2
 LARGEST_REWARD = 1e6
 LARGEST_GROUP = 4096
 _DTYPES = {"<i4": np.dtype("<i4"), "<f4": np.dtype("<f4"), "<u1": np.dtype("<u1")}
@@ -54,12 +56,14 @@ def encode_request(request: Request) -> bytes:
                 request.plan.branched,
                 request.plan.hint_length,
                 request.plan.demonstrations,
+                request.plan.gate,
             ],
             "sampling": [request.sampling.temperature, request.sampling.max_tokens],
             "demonstrations": [_demonstration_fields(d) for d in request.demonstrations],
             "dataset": request.dataset,
             "for_version": request.for_version,
             "score": request.score_demonstration,
+            "search": None if request.search is None else _search_fields(request.search),
         },
     )
 
@@ -106,6 +110,9 @@ def encode_outcome(outcome: Outcome) -> bytes:
             "demonstration_logprob": outcome.demonstration_logprob,
             "demonstration_tokens": outcome.demonstration_tokens,
             "failure": outcome.failure,
+            "hinted_rewards": list(outcome.hinted_rewards),
+            "probes": outcome.probes,
+            "anchor": outcome.anchor,
         },
     )
 
@@ -113,6 +120,19 @@ def encode_outcome(outcome: Outcome) -> bytes:
 def decode_outcome(payload: bytes) -> Outcome:
     """The outcome in `payload`; WireError if there is none."""
     return _decode(payload, "outcome", _outcome)
+
+
+def encode_score_task(task: ScoreTask) -> bytes:
+    """A task for the scorer as bytes."""
+    return _pack(
+        "score",
+        {"id": task.key, "prompt": _array(task.prompt_tokens, "i4"), "tokens": _array(task.tokens, "i4")},
+    )
+
+
+def decode_score_task(payload: bytes) -> ScoreTask:
+    """The scorer's task in `payload`; WireError if there is none."""
+    return _decode(payload, "score", _score_task)
 
 
 def identity(payload: bytes) -> str:
@@ -188,6 +208,12 @@ def _members(value: Any) -> int:
     return count
 
 
+def _optional_count(value: Any) -> int | None:
+    if value is not None and int(value) < 0:
+        raise ValueError(f"a count is {value}")
+    return None if value is None else int(value)
+
+
 def _optional_logprobs(values: NDArray[np.float32] | None) -> list[Any] | None:
     return None if values is None else _array(values, "f4")
 
@@ -208,8 +234,12 @@ def _demonstration(fields: Fields) -> Demonstration:
     )
 
 
+def _score_task(fields: Fields) -> ScoreTask:
+    return ScoreTask(str(fields["id"]), _unarray(fields["prompt"], "i4"), _unarray(fields["tokens"], "i4"))
+
+
 def _request(fields: Fields) -> Request:
-    plain, branched, hint_length, demonstrations = fields["plan"]
+    plain, branched, hint_length, demonstrations, *gate = fields["plan"]  # schema 1 knows no gate
     temperature, max_tokens = fields["sampling"]
     return Request(
         request_id=str(fields["id"]),
@@ -218,12 +248,43 @@ def _request(fields: Fields) -> Request:
         revision=int(fields["revision"]),
         prompt_tokens=_unarray(fields["prompt"], "i4"),
         answer=str(fields["answer"]),
-        plan=GroupPlan(_members(plain), _members(branched), int(hint_length), _members(demonstrations)),
+        plan=GroupPlan(
+            plain=_members(plain),
+            branched=_members(branched),
+            hint_length=int(hint_length),
+            demonstrations=_members(demonstrations),
+            gate=_optional_count(gate[0] if gate else None),
+        ),
         sampling=Sampling(float(temperature), int(max_tokens)),
         demonstrations=tuple(_demonstration(d) for d in fields["demonstrations"]),
         dataset=str(fields["dataset"]),
         for_version=int(fields["for_version"]),
         score_demonstration=bool(fields["score"]),
+        search=None if fields.get("search") is None else _search(fields["search"]),
+    )
+
+
+def _search_fields(search: AnchorSearch) -> Fields:
+    return {
+        "cuts": list(search.cuts),
+        "members": search.members,
+        "probes": search.probes,
+        "band": [search.above, search.below],
+        "always": search.always,
+        "anchor": search.anchor,
+    }
+
+
+def _search(fields: Fields) -> AnchorSearch:
+    above, below = fields["band"]
+    return AnchorSearch(
+        cuts=tuple(int(cut) for cut in fields["cuts"]),
+        members=_members(fields["members"]),
+        probes=_members(fields["probes"]),
+        above=_finite(above),
+        below=_finite(below),
+        always=bool(fields["always"]),
+        anchor=_optional_count(fields["anchor"]),
     )
 
 
@@ -283,4 +344,7 @@ def _outcome(fields: Fields) -> Outcome:
         demonstration_logprob=None if logprob is None else _finite(logprob),
         demonstration_tokens=int(fields["demonstration_tokens"]),
         failure=failure,
+        hinted_rewards=tuple(_reward(r) for r in fields.get("hinted_rewards", ())),
+        probes=int(fields.get("probes", 0)),
+        anchor=_optional_count(fields.get("anchor")),
     )

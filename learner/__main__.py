@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 import torch
 
@@ -32,9 +33,10 @@ def open_trainer(settings: RunFile) -> Trainer:
     """The trainer of a run, seeded. SettingsError if device or model cannot be used."""
     torch.set_num_threads(settings.learner.threads or 1)
     torch.manual_seed(settings.run.seed)  # pyright: ignore[reportUnknownMemberType]
-    model = load_policy(settings, choose_device(settings.learner.device))
+    load = partial(load_policy, settings, choose_device(settings.learner.device))
+    model = load()
     check_head(model)
-    return Trainer(model, settings.learner.micro_batch_tokens)
+    return Trainer(model, settings.learner.micro_batch_tokens, load_reference=load)
 
 
 if __name__ == "__main__":

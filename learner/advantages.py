@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,22 @@ def unit(members: Members) -> Vector:
     return np.ones_like(members.rewards_G)
 
 
+def plain_reward(members: Members) -> Vector:
+    """A = R.    [G]    (survey Eq. 4)"""
+    return members.rewards_G.copy()
+
+
+def leave_one_out(members: Members, *, statistics: Statistics) -> Vector:
+    """A_i = R_i - the mean reward of the others that count.    [G]    (RLOO, arXiv 2402.14740)
+
+    Where no other counts there is no baseline: A = R.
+    """
+    counted_G = _counted(members, statistics)
+    everyone = np.arange(members.rewards_G.size)
+    baselines = [_mean(members.rewards_G[counted_G & (everyone != i)]) for i in everyone]
+    return members.rewards_G - np.array(baselines, dtype=np.float64)
+
+
 def group_relative(members: Members, *, divide_by_std: bool, statistics: Statistics) -> Vector:
     """A = R - mean R, or (R - mean R) / (std R + 1e-6) with the unbiased std.    [G]    (survey Eq. 6)
 
@@ -68,6 +84,16 @@ def group_relative(members: Members, *, divide_by_std: bool, statistics: Statist
     return centred_G / (counted.std(ddof=1) + _STD_FLOOR) if divide_by_std else centred_G
 
 
+def softly_overlong(members: Members, *, advantage: Advantage, longest: int, buffer: float) -> Vector:
+    """`advantage` of rewards that fall linearly, by 1 in all, over the last buffer * longest tokens.    [G]
+
+    (DAPO, arXiv 2503.14476, Eq. 13.) Both longest and the lengths include a hint.
+    """
+    tolerated = longest * (1 - buffer)
+    penalty_G = np.clip((tolerated - members.lengths_G) / (longest * buffer), -1.0, 0.0)
+    return advantage(replace(members, rewards_G=members.rewards_G + penalty_G))
+
+
 def sparing_failed_groups(members: Members, *, advantage: Advantage) -> Vector:
     """`advantage`, but no rollout is pushed down in a group whose every rollout failed (earned no positive reward).
 
@@ -78,6 +104,13 @@ def sparing_failed_groups(members: Members, *, advantage: Advantage) -> Vector:
     if np.any(members.rewards_G[sampled_G] > 0):
         return advantages_G
     return np.where(sampled_G & (advantages_G < 0), 0.0, advantages_G)
+
+
+def _mean(rewards: Vector) -> float:
+    """Their mean; exactly the reward where all are equal, which rounding would miss; zero if there are none."""
+    if rewards.size == 0:
+        return 0.0
+    return float(rewards[0] if rewards.min() == rewards.max() else rewards.mean())
 
 
 def _counted(members: Members, statistics: Statistics) -> Mask:

@@ -69,9 +69,8 @@ class Archive:
         """Write a checkpoint, then acknowledge what it contains. False if the disk did not take it."""
         process = self._process
         progress = standing.progress(version=process.version, revision=process.revision, updates=self._trainer.updates)
-        checkpoint = Checkpoint(progress, self._trainer.tensors())
         try:
-            await self._compute.run(lambda: self._store.commit(checkpoint))
+            await self._compute.run(lambda: self._store.commit(Checkpoint(progress, self._trainer.tensors())))
         except NotWritten as error:
             await self._notices.failed("checkpoint", error)
             return False

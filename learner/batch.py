@@ -79,8 +79,10 @@ class MicroBatch:
 class PolicyOutputs:
     """What the policy says about the tokens of a batch: log π_θ of each label, and the entropy where it was chosen.
 
-    Both are [T], at the sampling temperature, and carry a gradient.
+    Both are [T], at the sampling temperature, and carry a gradient. reference_logprobs_T: what the frozen reference
+    says, without a gradient; None unless the algorithm asks for it.
     """
 
     logprobs_T: Tensor
     entropy_T: Tensor
+    reference_logprobs_T: Tensor | None = None

@@ -1,6 +1,7 @@
 """Checkpoints: all that the learner needs to go on as if it had never stopped, in directories whole or skipped.
 
     step-000120/  model.safetensors  optimizer.safetensors  generators.safetensors  checkpoint.json
+                  rehearsal.safetensors  rehearsal_optimizer.safetensors   (once an algorithm has rehearsed)
 
 checkpoint.json is written last and holds the digests of the others. Nothing is executed on reading.
 """

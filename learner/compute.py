@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from common.process import Process
-from learner.trainer import Abandoned
+from learner.outcome import Abandoned
 
 Result = TypeVar("Result")
 GRACE_S = 3.0

@@ -19,11 +19,12 @@ from learner.durable import NotWritten
 from learner.gathering import Batch, Gathering
 from learner.intake import Intake, quarantine
 from learner.model import publication_dtype, published_weights
+from learner.outcome import Abandoned, StepOutcome, Verdict
 from learner.publisher import Publisher
 from learner.record import Material, StepRecord, Timeline
 from learner.standing import Standing
 from learner.storage_notices import StorageNotices
-from learner.trainer import Abandoned, StepOutcome, Trainer, Verdict
+from learner.trainer import Trainer
 from learner.weight_store import Origin, WeightStore
 
 _NOT_FINITE_LIMIT = 3
@@ -154,16 +155,23 @@ class Learner:
         """Note a step. Nothing is awaited here: a checkpoint sees the whole step or nothing of it."""
         standing = self._standing
         standing.step += 1
+        standing.unpublished += outcome.updated
         if outcome.verdict is Verdict.NOT_FINITE:
             self._not_finite += 1
             return
         self._not_finite = 0
-        standing.unpublished += outcome.verdict is Verdict.UPDATED
         for arrival in (*batch.arrivals, *batch.twins):
             standing.ledger.consume(arrival)
 
     async def _release(self, batch: Batch, outcome: StepOutcome) -> None:
         """Return the credit of the groups; those of a step that was not finite go to quarantine."""
+        for failed in outcome.rehearsal.failed if outcome.rehearsal else ():
+            text = (
+                f"the rehearsal of step {self._standing.step} was not finite (gradient norm {failed.grad_norm}): its "
+                f"{failed.trajectories} demonstrations were dropped from the buffer"
+            )
+            log.error(text)
+            await self._process.tell(EventKind.NOTICE, {"text": text})
         if outcome.verdict is not Verdict.NOT_FINITE:
             ids = [arrival.group.group_id for arrival in batch.arrivals]
             await self._process.patiently("return credit", lambda: self._process.delivery.settle(ids))
@@ -237,6 +245,7 @@ class Learner:
 
     def _show(self, record: StepRecord | None = None) -> None:
         """Put the state into the heartbeat."""
+        self._metrics.rehearsal_buffer.set(self._trainer.waiting)
         self._process.details.update(
             step=self._standing.step,
             max_steps=self._limit,

@@ -10,7 +10,7 @@ from typing import Any
 from common.metrics import LearnerMetrics
 from common.trajectory import Group, Trajectory
 from learner.lineage import Lineage
-from learner.trainer import StepOutcome, Verdict
+from learner.outcome import Rehearsed, StepOutcome, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,18 @@ class StepRecord:
     timeline: Timeline
 
     @property
+    def tokens(self) -> int:
+        """Response tokens of the step and of its rehearsal."""
+        return self.outcome.tokens + sum(step.tokens for step in self._rehearsals)
+
+    @property
     def tokens_per_s(self) -> float:
         """Response tokens trained per second of the whole step, waiting included."""
-        return self.outcome.tokens / max(self.timeline.step_s, 1e-9)
+        return self.tokens / max(self.timeline.step_s, 1e-9)
+
+    @property
+    def _rehearsals(self) -> Sequence[StepOutcome]:
+        return self.outcome.rehearsal.steps if self.outcome.rehearsal else ()
 
     def event(self) -> dict[str, Any]:
         """The data of its STEP event; numbers that are not finite become null."""
@@ -92,11 +101,12 @@ class StepRecord:
                 "flat_groups": outcome.flat_groups,
                 "stale_dropped": self.stale_dropped,
                 "trajectories": outcome.trajectories,
-                "tokens": outcome.tokens,
+                "tokens": self.tokens,
                 "tokens_per_s": self.tokens_per_s,
                 "grad_norm": outcome.grad_norm,
                 "learning_rate": outcome.learning_rate,
-                "updated": outcome.verdict is Verdict.UPDATED,
+                "updated": outcome.updated,
+                "rehearsal": _told(outcome.rehearsal) if outcome.rehearsal else None,
                 "wait_s": timeline.wait_s,
                 "pack_s": outcome.pack_s,
                 "forward_backward_s": outcome.forward_backward_s,
@@ -109,15 +119,12 @@ class StepRecord:
     def measure(self, metrics: LearnerMetrics) -> None:
         """Enter the step into the metrics."""
         metrics.steps.inc()
-        match self.outcome.verdict:
-            case Verdict.UPDATED:
-                metrics.tokens.inc(self.outcome.tokens)
-                metrics.groups.inc(self.material.groups)
-            case Verdict.FLAT:
-                metrics.idle_steps.inc()
-                metrics.groups.inc(self.material.groups)
-            case Verdict.NOT_FINITE:
-                metrics.skipped_steps.inc()
+        steps = [self.outcome, *self._rehearsals]
+        metrics.tokens.inc(sum(step.tokens for step in steps if step.verdict is Verdict.UPDATED))
+        metrics.skipped_steps.inc(sum(step.verdict is Verdict.NOT_FINITE for step in steps))
+        if self.outcome.verdict is not Verdict.NOT_FINITE:
+            metrics.groups.inc(self.material.groups)
+            metrics.idle_steps.inc(not self.outcome.updated)
         metrics.wait.inc(self.timeline.wait_s)
         metrics.step_seconds.observe(self.timeline.step_s)
         event = self.event()
@@ -129,6 +136,19 @@ class StepRecord:
             for source, value in event[name].items():
                 if value is not None:
                     gauge.labels(source).set(value)
+
+
+def _told(rehearsed: Rehearsed) -> dict[str, Any]:
+    """What an event says of the rehearsals of a step; loss and gradient norm are those of the last one."""
+    last = rehearsed.steps[-1] if rehearsed.steps else None
+    return {
+        "waiting": rehearsed.waiting,
+        "entries": sum(step.trajectories for step in rehearsed.steps),
+        "loss": last.sums.record()["loss"] if last else None,
+        "grad_norm": last.grad_norm if last else None,
+        "updated": rehearsed.updated,
+        "seconds": sum(step.seconds for step in rehearsed.steps),
+    }
 
 
 def _finite(value: Any) -> Any:

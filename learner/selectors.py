@@ -53,6 +53,16 @@ def demonstrations_only(members: Sequence[Trajectory]) -> list[Trajectory]:
     return [member for member in members if member.is_demonstration]
 
 
+def dropping_flat_groups(members: Sequence[Trajectory], *, admits: Admission) -> list[Trajectory]:
+    """What `admits` lets in, unless all of the rollouts among it earned the same: then nobody.
+
+    A single rollout has nothing to differ from: it stays. A demonstration does not make a flat group uneven.
+    """
+    admitted = admits(members)
+    rewards = [member.reward for member in admitted if not member.is_demonstration]
+    return [] if len(rewards) > 1 and min(rewards) == max(rewards) else admitted
+
+
 def _admit(members: Sequence[Trajectory], *, accepts: frozenset[Material]) -> list[Trajectory]:
     return [member for member in members if _extra(member) <= accepts]
 

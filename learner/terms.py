@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from common.trajectory import Group, Trajectory
 from learner.advantages import Advantage
-from learner.batch import TokenBatch
+from learner.batch import PolicyOutputs, TokenBatch
 from learner.losses import TokenLoss, TokenMark
 from learner.normalisers import Normaliser
 from learner.selectors import Admission, Selector
@@ -33,14 +35,57 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """What a batch teaches: who of a group is seen, the advantage of each of them, and the terms of the loss."""
+    """What a batch teaches: who of a group is seen, the advantage of each of them, and the terms of the loss.
+
+    needs_reference: some term reads `PolicyOutputs.reference_logprobs_T`. survey: what has to be known of the whole
+    step before the terms are complete. rehearsal: a step of imitation that may follow.
+    """
 
     name: str
     admits: Admission
     advantage: Advantage
     terms: tuple[Term, ...]
+    needs_reference: bool = False
+    survey: Survey | None = None
+    rehearsal: Rehearsal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A look at the whole step, without a gradient, that completes an algorithm.
+
+    observe: a micro-batch and its outputs -> any number of values [K]; all of them, over micro-batches and ranks, go to
+    `settle`. What that returns has the same terms with the same norms.
+    """
+
+    observe: Callable[[TokenBatch, PolicyOutputs], Tensor]
+    settle: Callable[[Tensor], Algorithm]
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Imitation of demonstrations that were collected while reinforcing (ReLIFT).
+
+    collects: what a group leaves to be imitated, or None. When `size` of them wait, one step of `algorithm` follows
+    with an optimiser state of its own and `learning_rate`; at most `limit` are kept.
+    """
+
+    algorithm: Algorithm
+    collects: Callable[[Group], Trajectory | None]
+    size: int
+    limit: int
+    learning_rate: float
 
 
 def taught_tokens(algorithm: Algorithm, batch: TokenBatch) -> Tensor:
     """The tokens that some term is about.    bool [T]"""
     return reduce(torch.logical_or, (term.on(batch) for term in algorithm.terms))
+
+
+def surveyed(algorithm: Algorithm, looks: Iterable[tuple[TokenBatch, PolicyOutputs]]) -> Algorithm:
+    """The algorithm as its survey completes it. looks: the step's micro-batches, read only if there is one."""
+    if algorithm.survey is None:
+        return algorithm
+    with torch.no_grad():
+        seen = [algorithm.survey.observe(batch, outputs) for batch, outputs in looks]
+        return algorithm.survey.settle(torch.cat(seen) if seen else torch.zeros(0))

@@ -21,6 +21,8 @@ from services.generator.engine_settings import EngineSettings
 ROOT = Path(__file__).resolve().parents[1]
 POISON = ALPHABET.index("z") + 3
 """A prompt with this token kills the engine."""
+UNSTABLE = ALPHABET.index("y") + 3
+"""After this token the log-probs are not finite."""
 VOCABULARY = len(ALPHABET) + 3
 
 
@@ -41,17 +43,21 @@ def response_to(prompt: Tokens | list[int], member: int) -> Tokens:
 
 
 class FakeEngine:
-    """Samples one token every `token_s` seconds and member. `calls`: (prompt, n, temperature, max_tokens) of each."""
+    """Samples one token every `token_s` seconds and member, and scores a sequence in `score_s`.
 
-    def __init__(self, *, context: int = 64, version: int = 0, token_s: float = 0.0) -> None:
+    `calls`: (prompt, n, temperature, max_tokens) of each `sample`. `scored`: (sequence, start) of each `score`.
+    """
+
+    def __init__(self, *, context: int = 64, version: int = 0, token_s: float = 0.0, score_s: float = 0.0) -> None:
         self.version = version
         self.healthy = True
         self.max_model_len = context
         self.calls: list[tuple[list[int], int, float, int]] = []
+        self.scored: list[tuple[list[int], int]] = []
         self.applied: list[int] = []
         self.broken_updates = 0
         self.closed = False
-        self._token_s = token_s
+        self._token_s, self._score_s = token_s, score_s
         self._running = 0
         self._tokens = 0
         self._death = asyncio.Event()
@@ -62,7 +68,8 @@ class FakeEngine:
     async def start(cls, settings: EngineSettings) -> FakeEngine:
         """An engine paced by the environment."""
         await asyncio.sleep(float(os.environ.get("FAKE_START_S", "0")))
-        return cls(token_s=float(os.environ.get("FAKE_TOKEN_S", "0")), context=settings.max_model_len or 64)
+        token_s, score_s = (float(os.environ.get(name, "0")) for name in ("FAKE_TOKEN_S", "FAKE_SCORE_S"))
+        return cls(token_s=token_s, score_s=score_s, context=settings.max_model_len or 64)
 
     @property
     def statistics(self) -> EngineStatistics:
@@ -85,13 +92,9 @@ class FakeEngine:
         self, prompt_tokens: Tokens | list[int], *, n: int, temperature: float, max_tokens: int, request_id: str
     ) -> list[Completion]:
         """n responses, each token under the version that is held while it is sampled."""
-        prompt = np.asarray(prompt_tokens).tolist()
-        if POISON in prompt:
-            self.die()
-        if max(prompt) >= VOCABULARY:
-            raise EngineError(f"token id {max(prompt)} does not fit a vocabulary of {VOCABULARY}")
+        prompt = self._checked(prompt_tokens)
         self.calls.append((prompt, n, temperature, max_tokens))
-        wanted = [response_to(prompt, 0 if temperature == 0 else member)[:max_tokens] for member in range(n)]
+        wanted = [self.respond(prompt, 0 if temperature == 0 else member)[:max_tokens] for member in range(n)]
         versions: list[int] = []
         self._running += n
         try:
@@ -107,8 +110,28 @@ class FakeEngine:
         return [_completion(tokens, versions) for tokens in wanted]
 
     async def score(self, tokens: Tokens | list[int], start: int) -> Logprobs:
-        """-0.25 for each token."""
-        return np.full(len(tokens) - start, -0.25, np.float32)
+        """Minus a hundredth of each token's id."""
+        sequence = self._checked(tokens)
+        self.scored.append((sequence, start))
+        await asyncio.sleep(self._score_s)
+        await self._resumed.wait()
+        if self._death.is_set():
+            raise EngineDead("the engine core is gone: restart this generator")
+        return np.asarray(sequence[start:], np.float32) / np.float32(-100)
+
+    def respond(self, prompt: list[int], member: int) -> Tokens:
+        """What a member of a draw answers."""
+        return response_to(prompt, member)
+
+    def _checked(self, tokens: Tokens | list[int]) -> list[int]:
+        sequence: list[int] = np.asarray(tokens).tolist()
+        if POISON in sequence:
+            self.die()
+        if UNSTABLE in sequence:
+            raise EngineError(f"1 log-probs are not finite, the first at position {sequence.index(UNSTABLE)}")
+        if max(sequence) >= VOCABULARY:
+            raise EngineError(f"token id {max(sequence)} does not fit a vocabulary of {VOCABULARY}")
+        return sequence
 
     async def apply(self, version: int, tensors_path: Path) -> float:
         """Hold another version. `broken_updates` more of them break half-way; a file that says `foreign` is refused."""

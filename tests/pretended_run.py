@@ -28,6 +28,7 @@ class PretendedRun:
         self._config = ConfigStore(redis, self.keys)
         self._random = random.Random(seed)
         self._taught = 0.0
+        self._schedule: dict[str, Any] | None = None
 
     async def advance(self, at_s: float) -> None:
         """One optimiser step at the Unix time `at_s`, with everything that happens around it."""
@@ -50,12 +51,14 @@ class PretendedRun:
         if self.step % 10 == 0:
             for dataset, level in (("hard", 0.9), ("easy", 0.98)):
                 await self._events.append(EventKind.EVALUATION, self._evaluation(dataset, level), at_s=at_s)
+        self._schedule = self._scheduled(current.live.hints.kind)
         await self.beat(at_s)
 
     async def beat(self, at_s: float) -> None:
         """The heartbeats of all processes."""
         more: dict[str, dict[str, Any]] = {
-            "curriculum": {"issued": self.step * 8, "epoch": 1, "outstanding": 37, "credit": 40, "evaluating": 0},
+            "curriculum": {"issued": self.step * 8, "epoch": 1, "outstanding": 37, "credit": 40, "evaluating": 0}
+            | {"hint_schedule": self._schedule},
             "generator": {"tokens_per_s": 893.4, "running": 31, "requests": 6, "generated_tokens": self.step * 9000},
             "learner": {
                 "step": self.step,
@@ -71,6 +74,11 @@ class PretendedRun:
             beat = {"name": name, "role": role, "pid": 1000, "state": "running", "trouble": "", "at_s": at_s}
             beat |= {"revision": self.revision, "version": version, "started_s": at_s - 60, "metrics": "127.0.0.1:9100"}
             await self._redis.hset(self.keys.processes, name, json.dumps(beat | more[role]))  # pyright: ignore
+
+    def _scheduled(self, hints: str) -> dict[str, Any] | None:
+        """Where the schedule of a hint policy is, as the curriculum tells it."""
+        level = {"cosine_binomial": {"p": 0.62}, "uniform_decay": {"low": 0.31}}.get(hints)
+        return None if level is None else {"kind": hints, "phase": 0.25, **level, "mean_hint_length": 12.5}
 
     def _noise(self, size: float) -> float:
         return size * (self._random.random() - 0.5)
@@ -105,6 +113,9 @@ class PretendedRun:
             "terms": {"policy": 0.1},
             "flat_groups": 2,
             "updated": True,
+            "rehearsal": {"waiting": 7, "entries": 0, "loss": None, "grad_norm": None, "updated": False}
+            if kind == "relift"
+            else None,
             "stale_dropped": 0,
             "step_s": 2.1,
         }

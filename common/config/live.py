@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from pydantic import Field, ValidationError, model_validator
 
-from common.config.algorithm import Algorithm, DrGRPO
+from common.config.algorithm import HPT, Algorithm, DrGRPO
 from common.config.base import Frozen, Material
-from common.config.hints import REMEDIES, Hints, NoHints
+from common.config.hints import Hints, IfUnsolved, NoHints
 from common.errors import ConfigRejected
 
 Json = dict[str, Any]
@@ -48,15 +48,22 @@ class LiveConfig(Frozen):
     @model_validator(mode="after")
     def _material_fits(self) -> LiveConfig:
         algorithm, provided = self.algorithm, self.hints.provides
+        remedy = json.dumps({"hints": algorithm.published_hints})
         for material in sorted(algorithm.requires - provided):
             raise ValueError(
                 f'algorithm "{algorithm.kind}" needs {material}, which hint policy "{self.hints.kind}" does not '
-                f"provide: set {REMEDIES[material]} in the same change, or choose an algorithm that does without"
+                f"provide: set {remedy} in the same change, or choose an algorithm that does without"
             )
         for material in sorted(provided - algorithm.accepts):
             raise ValueError(
                 f'hint policy "{self.hints.kind}" provides {material}, which algorithm "{algorithm.kind}" cannot use: '
-                'set {"hints": {"kind": "none"}} in the same change, or choose an algorithm that uses them'
+                f"set {remedy} in the same change, or choose an algorithm that uses them"
+            )
+        if isinstance(algorithm, HPT) and isinstance(self.hints, IfUnsolved) and algorithm.gate > self.hints.gate:
+            raise ValueError(
+                f'algorithm "hpt" wants demonstrations where up to {algorithm.gate} rollouts are right, and hint '
+                f'policy "if_unsolved" brings them where up to {self.hints.gate} are: set '
+                f'{{"hints": {{"gate": {algorithm.gate}}}}} in the same change, or lower algorithm.gate'
             )
         if algorithm.rollouts == 0 and Material.DEMONSTRATIONS not in provided:
             raise ValueError("no rollouts and no demonstrations leave a group empty: raise algorithm.rollouts")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from common.config.hints import HINT_POLICIES
 from common.errors import SettingsError
 
 Json = dict[str, Any]
@@ -69,7 +70,8 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
             if rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
             elif name == _HINTS:
-                raise SettingsError("--hints needs a kind: none, demonstration or fixed")
+                kinds = ", ".join(str(policy.model_fields["kind"].default) for policy in HINT_POLICIES)
+                raise SettingsError(f"--hints needs a kind: one of {kinds}")
             else:
                 text = "true"
         yield name.replace("-", "_"), parse_value(text)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from common import connection
+from common.config.live import LiveConfig
 from common.errors import RedisUnavailable, SettingsError
 from common.settings import RunFile, load_run
 from services.cli.client import TOKEN_VARIABLE
-from services.cli.model_directory import model_problems
+from services.cli.model_directory import expert_problems, model_problems
 from services.cli.up.programs import environment, is_local
 from services.cli.up.redis_server import find_executable, named_url
 
@@ -53,7 +54,7 @@ def load(run_file: Path) -> tuple[RunFile | None, Report]:
 
 async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
     """Add to the report whatever is wrong with a run."""
-    model = list(model_problems(settings))
+    model = [*model_problems(settings), *expert_problems(settings)]
     report.problems += [
         *directory_problems(settings.run.directory),
         *model,
@@ -61,7 +62,7 @@ async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
         *device_problems(settings),
         *package_problems(settings),
     ]
-    report.notes += _hub_notes(settings)
+    report.notes += [*_hub_notes(settings), *expert_notes(settings)]
     await inspect_redis(settings, report)
     if model:
         report.notes.append("data and grader were not checked, because that takes a usable model")
@@ -150,6 +151,32 @@ def _hub_notes(settings: RunFile) -> Iterator[str]:
             yield f"there is no local file {source.path}, so it is taken for a data set's name on the hub"
 
 
+def expert_notes(settings: RunFile) -> Iterator[str]:
+    """What the run file says of an expert and the run would not use, or can only know when it is loaded."""
+    expert, columns = settings.expert, settings.data.columns
+    if expert.model is not None and expert.policy != "scored":
+        yield f'[expert] model is not used, because [expert] policy is "{expert.policy}": set it to "scored" to use it'
+    elif expert.model is not None and not Path(expert.model).is_absolute():
+        yield f"there is no local directory {expert.model}, so it is taken for an expert's name on the hub"
+    if columns.expert_logprobs is not None and expert.policy != "recorded":
+        yield (
+            f'[data.columns] expert_logprobs is not used, because [expert] policy is "{expert.policy}": '
+            'set it to "recorded" to use them'
+        )
+
+
+def demonstration_problems(live: LiveConfig, demonstrations: int | None) -> Iterator[str]:
+    """Whether what the run begins with feeds on demonstrations that the data does not have."""
+    if demonstrations != 0 or not (live.algorithm.requires or live.hints.provides):
+        return
+    kind, hints = live.algorithm.kind, live.hints.kind
+    wants = f"algorithm {kind!r} learns" if live.algorithm.requires else f"hint policy {hints!r} makes its hints"
+    yield (
+        f"[live] {wants} from demonstrations, and the training data has none that can be used: name their column in "
+        '[data.columns] demonstration, or choose an algorithm that does without and hints = { kind = "none" }'
+    )
+
+
 async def _inspect_inside(settings: RunFile, run_file: Path, report: Report) -> None:
     """Let curriculum and generator, programs of their own, tell what is wrong with data, tokenizer and grader."""
     curriculum, generator = await asyncio.gather(
@@ -158,6 +185,8 @@ async def _inspect_inside(settings: RunFile, run_file: Path, report: Report) -> 
     report.prompts, report.demonstrations = curriculum.get("train_prompts"), curriculum.get("train_demonstrations")
     for answer in (curriculum, generator):
         report.problems += [problem for problem in answer["problems"] if problem not in report.problems]
+        report.notes += [str(note) for note in answer.get("notes", [])]
+    report.problems += demonstration_problems(settings.live, report.demonstrations)
 
 
 async def _ask(settings: RunFile, run_file: Path, role: str) -> dict[str, Any]:

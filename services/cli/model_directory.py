@@ -18,17 +18,30 @@ def model_problems(settings: RunFile) -> Iterator[str]:
     directory = Path(settings.model.path)
     if not directory.is_absolute():
         return
+    yield from _missing_files(directory, "[model] path")
+    if (directory / "config.json").is_file():
+        yield from _length_problems(settings, directory / "config.json")
+
+
+def expert_problems(settings: RunFile) -> Iterator[str]:
+    """Sentences about the directory of a local expert that is to score demonstrations."""
+    expert = settings.expert
+    if expert.policy == "scored" and expert.model is not None and Path(expert.model).is_absolute():
+        yield from _missing_files(Path(expert.model), "[expert] model")
+
+
+def _missing_files(directory: Path, key: str) -> Iterator[str]:
+    """What a model directory lacks to be loaded."""
     if not directory.is_dir():
-        yield f"there is no model directory {directory}: make or download the model, or correct [model] path"
+        yield f"there is no model directory {directory}: make or download the model, or correct {key}"
         return
     if not (directory / "config.json").is_file():
-        yield f"{directory} is not a model directory (it has no config.json): correct [model] path"
+        yield f"{directory} is not a model directory (it has no config.json): correct {key}"
         return
     if not any((directory / name).is_file() for name in _TOKENIZERS):
         yield f"the model {directory} has no tokenizer (no {' or '.join(_TOKENIZERS)}): copy it there"
     if not any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
         yield f"the model {directory} has no weights (no {' or '.join(_WEIGHTS)}): copy them there"
-    yield from _length_problems(settings, directory / "config.json")
 
 
 def _length_problems(settings: RunFile, path: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.progress import Accuracy, Progress, percent
+from services.cli.progress import Accuracy, Progress, describe_rehearsal, describe_schedule, percent
 
 _DASH = "–"
 _WELL = ("running", "started", "restarted", "ready", "ended")
@@ -47,6 +47,12 @@ def _rows(progress: Progress, now_s: float) -> list[tuple[Text, Text, Text, Text
         ("staleness", number(progress.staleness, 1)),
     ]
     cells += [(f"held-out {name}", _accuracy(known)) for name, known in sorted(progress.accuracy.items())]
+    if progress.schedule is not None:
+        cells.append(("hint schedule", describe_schedule(progress.schedule)))
+    elif progress.hint_length is not None:
+        cells.append(("hint length", f"{progress.hint_length:.1f} tokens"))
+    if progress.rehearsal is not None:
+        cells.append(("rehearsal buffer", describe_rehearsal(progress.rehearsal)))
     if progress.quarantined:
         cells.append(("quarantined", str(progress.quarantined)))
     if len(cells) % 2:
@@ -94,6 +100,10 @@ def plain_line(progress: Progress, now_s: float) -> str:
         f"trained {number(progress.trained_tokens_per_s, 0)} tok/s",
         f"version {_versions(progress)}",
     ]
+    if progress.schedule is not None:
+        parts.append(f"hint schedule {describe_schedule(progress.schedule)}")
+    if progress.rehearsal is not None:
+        parts.append(f"rehearsal buffer {progress.rehearsal['waiting']}")
     return " | ".join(parts)
 
 

@@ -35,7 +35,11 @@ class Rate:
 
 @dataclass(slots=True)
 class Progress:
-    """The newest of everything. None: not known yet."""
+    """The newest of everything. None: not known yet.
+
+    hint_length: mean tokens shown in the newest step. schedule: where the hint schedule is, as the curriculum tells in
+    its heartbeat, which no event does. rehearsal: the buffer as the newest step left it.
+    """
 
     run: str = ""
     max_steps: int | None = None
@@ -50,6 +54,9 @@ class Progress:
     staleness: float | None = None
     trained_tokens_per_s: float | None = None
     quarantined: int = 0
+    hint_length: float | None = None
+    schedule: Json | None = None
+    rehearsal: Json | None = None
     updates: int = 0
     rewards: deque[float] = field(default_factory=lambda: deque[float](maxlen=RECENT_STEPS))
     accuracy: dict[str, Accuracy] = field(default_factory=dict[str, Accuracy])
@@ -101,6 +108,7 @@ class Progress:
         self.algorithm, self.hints = str(data["algorithm"]), str(data["hints"])
         self.entropy, self.staleness = data.get("entropy"), data.get("staleness")
         self.trained_tokens_per_s = data.get("tokens_per_s")
+        self.hint_length, self.rehearsal = data.get("hint_length"), data.get("rehearsal")
         if data.get("reward") is not None:
             self.rewards.append(float(data["reward"]))
 
@@ -153,6 +161,20 @@ def describe_changes(changes: list[Json], number: int = 0) -> str:
 
 def _value(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def describe_schedule(schedule: Json) -> str:
+    """Where a hint schedule is, in a few words: its p (UFT) or least share (Prefix-RFT), and how much of it is done."""
+    levels = [f"{name} {schedule[name]:.2f}" for name in ("p", "low") if schedule.get(name) is not None]
+    length = schedule.get("mean_hint_length")
+    lengths = [] if length is None else [f"hints of {length:.1f} tokens"]
+    return ", ".join([*levels, f"{percent(schedule.get('phase'))} done", *lengths])
+
+
+def describe_rehearsal(rehearsal: Json) -> str:
+    """The rehearsal buffer in a few words."""
+    imitated = f", {rehearsal['entries']} imitated after the newest step" if rehearsal.get("entries") else ""
+    return f"{rehearsal['waiting']} demonstrations wait{imitated}"
 
 
 def percent(value: float | None) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.config.live import Json
 from common.events import Event
@@ -15,6 +16,7 @@ ALIVE_S = 10.0
 # The roles in which a revision takes effect; the control plane only asks for it.
 FOLLOWERS = ("curriculum", "generator", "learner")
 _ENDED = ("stopped", "failed")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ProcessView(BaseModel):
@@ -85,6 +87,29 @@ class Backlog(BaseModel):
     credit: int | None
 
 
+class HintSchedule(BaseModel):
+    """Where the hint schedule is. p: expected share shown (cosine_binomial). low: least share shown (uniform_decay).
+
+    The curriculum tells it of the requests that it makes now; what the learner trains on lags by the backlog.
+    """
+
+    kind: str = Field(examples=["cosine_binomial"])
+    phase: float = Field(description="share of the schedule that is done, from 0 to 1")
+    p: float | None = None
+    low: float | None = None
+    mean_hint_length: float | None = Field(default=None, description="tokens, over the newest requests")
+
+
+class RehearsalState(BaseModel):
+    """The rehearsal buffer as the newest step left it (ReLIFT)."""
+
+    waiting: int = Field(description="demonstrations that wait to be imitated")
+    entries: int = Field(description="demonstrations that the newest step imitated")
+    loss: float | None = None
+    grad_norm: float | None = None
+    updated: bool = Field(description="whether an imitation step followed the newest step")
+
+
 class Status(BaseModel):
     """The state of a run."""
 
@@ -93,6 +118,8 @@ class Status(BaseModel):
     revision: RevisionState
     algorithm: str | None
     hints: str | None
+    hint_schedule: HintSchedule | None = Field(description="null: the hint policy in force has none")
+    rehearsal: RehearsalState | None = Field(description="null: the newest step's algorithm has no buffer")
     version: VersionState
     learner: LearnerState
     rates: Rates
@@ -142,6 +169,8 @@ async def read_status(control: Control) -> Status:
         revision=_revision(int(asked.get("revision", 0)), processes),
         algorithm=live.get("algorithm", {}).get("kind"),
         hints=live.get("hints", {}).get("kind"),
+        hint_schedule=_hint_schedule(processes),
+        rehearsal=_rehearsal(chronicle.step),
         version=_versions(processes),
         learner=_learner(processes, chronicle.step),
         rates=_rates(processes),
@@ -180,6 +209,22 @@ def _learner(processes: list[ProcessView], newest: Event | None) -> LearnerState
         checkpoint_step=told.get("checkpoint_step"),
         staleness=told.get("staleness", step.get("staleness")),
     )
+
+
+def _hint_schedule(processes: list[ProcessView]) -> HintSchedule | None:
+    told = next(((p.model_extra or {}).get("hint_schedule") for p in processes if p.role == "curriculum"), None)
+    return _read(HintSchedule, told)
+
+
+def _rehearsal(newest: Event | None) -> RehearsalState | None:
+    return _read(RehearsalState, None if newest is None else newest.data.get("rehearsal"))
+
+
+def _read(model: type[_Model], told: Any) -> _Model | None:
+    """What another process told; None if it told nothing, or nothing of this form."""
+    with suppress(ValidationError):
+        return None if told is None else model.model_validate(told)
+    return None
 
 
 def _rates(processes: list[ProcessView]) -> Rates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from common.config.algorithm import ALGORITHMS
+from common.config.base import Material
+from common.config.hints import NoHints
 from common.config.live import Json, LiveConfig, dump_live, merge_patch, parse_live
 from common.config.store import Author, ConfigStore, Revision
 from common.errors import ConfigRejected, LostRace
@@ -123,18 +126,13 @@ class Steering:
             self._turn.release()
 
     async def _check_data(self, live: LiveConfig) -> None:
-        """Refuse an algorithm that needs what the run's training data does not have."""
-        if not live.algorithm.requires:
+        """Refuse what feeds on demonstrations, whole or as hints, if the run's training data has none."""
+        if not (live.algorithm.requires or live.hints.provides):
             return
         count = await self._redis.hget(self._keys.facts, "train_demonstrations")  # pyright: ignore
         if count is None or int(count) > 0:
             return
-        others = ", ".join(f'"{a.model_fields["kind"].default}"' for a in ALGORITHMS if not a.requires)
-        sentence = (
-            f'algorithm "{live.algorithm.kind}" learns from demonstrations, and the training data has none: choose one '
-            f"of {others}, or start the run with a data set whose [data.columns] demonstration names its column of them"
-        )
-        raise ConfigRejected([("algorithm.kind", sentence)])
+        raise ConfigRejected([_starving(live)])
 
     async def _tell(self, revision: Revision) -> None:
         """Write the event of a revision. The revision stands even if Redis goes away before its event is written."""
@@ -144,3 +142,21 @@ class Steering:
             log.warning("no event for a revision", extra={"revision": revision.number, "error": str(error)})
         else:
             log.info("revision accepted", extra={"accepted": revision.number, "author": revision.author.name})
+
+
+def _starving(live: LiveConfig) -> tuple[str, str]:
+    """Path and sentence for a configuration whose data has no demonstrations."""
+    data = "start the run with a data set whose [data.columns] demonstration names its column of them"
+    without_hints = json.dumps({"hints": NoHints().model_dump(mode="json")})
+    algorithm, hints = live.algorithm, live.hints
+    if algorithm.requires:
+        others = ", ".join(f'"{a.model_fields["kind"].default}"' for a in ALGORITHMS if not a.requires)
+        feeds = "hints, the beginnings of demonstrations" if Material.HINTS in algorithm.requires else "demonstrations"
+        return "algorithm.kind", (
+            f'algorithm "{algorithm.kind}" learns from {feeds}, and the training data has no demonstration that can be '
+            f"used: choose one of {others} with {without_hints}, or {data}"
+        )
+    return "hints.kind", (
+        f'hint policy "{hints.kind}" shows demonstrations, or the beginnings of them, and the training data has none '
+        f"that can be used: set {without_hints} in the same change, or {data}"
+    )

@@ -9,29 +9,45 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.config.base import Material
+from common.config.live import LiveConfig
 from common.errors import SettingsError, TributaryError
 from common.process import Process, run
 from common.settings import RunFile, load_run
+from services.curriculum.hints import demonstrations_used
 from services.curriculum.pacing import Curriculum
 from services.curriculum.prompts import PromptSet, load_prompts
 from services.curriculum.tokens import Tokeniser
 
 log = logging.getLogger(__name__)
 
+SURVEYED_CHARACTERS = 4_000_000
 
-def load(settings: RunFile) -> tuple[PromptSet, list[PromptSet], Tokeniser]:
-    """Training and held-out prompts; SettingsError if they cannot be used with the run's algorithm."""
+
+def load(settings: RunFile, *, sample: bool = False) -> tuple[PromptSet, list[PromptSet], Tokeniser]:
+    """Training and held-out prompts; SettingsError if they cannot be used with the run's algorithm.
+
+    Demonstrations are looked at if they are few; if they are many, as they are used, or now a `sample` of them.
+    """
     tokeniser = Tokeniser(settings.model, settings.data)
-    training = load_prompts("train", settings.data, tokeniser, _progress)
+    recorded = settings.expert.policy == "recorded"
+    training = load_prompts("train", settings.data, tokeniser, _progress, recorded=recorded)
     heldout = [load_prompts(s.name, s, tokeniser) for s in settings.evaluation.sets]
+    if sample or training.characters <= SURVEYED_CHARACTERS:
+        training.survey(SURVEYED_CHARACTERS)
     algorithm = settings.live.algorithm
-    if Material.DEMONSTRATIONS in algorithm.requires and training.with_demonstrations == 0:
-        raise SettingsError(
-            f"algorithm {algorithm.kind!r} needs demonstrations and {settings.data.path} has none: "
-            "name the column in [data.columns] demonstration, or choose another algorithm"
-        )
+    if algorithm.requires and training.with_demonstrations == 0:  # hints are made of them, too
+        raise SettingsError(f"algorithm {algorithm.kind!r} needs demonstrations, {_why_none(settings, training)}")
     return training, heldout, tokeniser
+
+
+def _why_none(settings: RunFile, training: PromptSet) -> str:
+    """Why no demonstration of the data set can be used, and what to do."""
+    if training.set_aside.totals:
+        return f"but {training.set_aside.sentence()}; correct the data, or choose another algorithm"
+    return (
+        f"and {settings.data.path} has none: name the column in [data.columns] demonstration, or choose another "
+        "algorithm"
+    )
 
 
 def facts(training: PromptSet, heldout: list[PromptSet], tokeniser: Tokeniser) -> dict[str, Any]:
@@ -55,14 +71,31 @@ async def main(process: Process) -> int:
 
 
 def check(run_file: Path) -> int:
-    """Print as JSON what the data of a run file holds and what is wrong with it; 2 if it cannot be used."""
-    report: dict[str, Any] = {"problems": []}
+    """Print as JSON what the data of a run file holds and what is wrong with it; 2 if it cannot be used.
+
+    problems: why not. notes: what would be set aside while it runs.
+    """
+    report: dict[str, Any] = {"problems": [], "notes": []}
     try:
-        report |= facts(*load(load_run(run_file)))
+        settings = load_run(run_file)
+        loaded = load(settings, sample=True)
+        report |= facts(*loaded)
+        report["notes"] += set_aside_notes(loaded[0], settings.live)
     except TributaryError as error:
         report["problems"].append(str(error))
     print(json.dumps(report))
     return 2 if report["problems"] else 0
+
+
+def set_aside_notes(training: PromptSet, live: LiveConfig) -> list[str]:
+    """What of the training demonstrations cannot be used under a configuration, and why, with an example."""
+    if demonstrations_used(live.hints):
+        training.judge(live.sampling.max_response_tokens)
+    news = training.set_aside.news()
+    if not news:
+        return []
+    share = "" if len(training.looked_at) == len(training) else f", looking at {len(training.looked_at)} prompts only"
+    return [f"{training.set_aside.sentence()}{share}; for example, {news[0].why}"]
 
 
 def _progress(done: int, whole: int) -> None:

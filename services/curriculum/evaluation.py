@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common.config.hints import Cut
 from common.config.live import LiveConfig
 from common.settings import EvaluationSettings
 from common.trajectory import GroupPlan, Outcome, Purpose, Request, Sampling
@@ -22,7 +23,7 @@ def evaluation_requests(
     sampling = Sampling(live.sampling.temperature, live.sampling.max_response_tokens)
     requests: list[Request] = []
     for prompt in prompts.prompts:
-        known = prompts.demonstrations(prompt, live.sampling.max_response_tokens)[:1] if settings.nll else ()
+        known = prompts.fitting(prompt, live.sampling.max_response_tokens)[:1] if settings.nll else ()
         requests.append(
             Request(
                 request_id=f"evaluate:{version}:{prompt.prompt_id}",
@@ -33,7 +34,7 @@ def evaluation_requests(
                 answer=prompt.answer,
                 plan=plan,
                 sampling=sampling,
-                demonstrations=known,
+                demonstrations=tuple(prepared.text.cut_at(Cut.STEP) for prepared in known),
                 dataset=prompts.name,
                 for_version=version,
                 score_demonstration=bool(known),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.errors import WireError
 from common.process import Process
@@ -16,10 +17,18 @@ log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """Prompt id → attempts and successes, as kept in Redis."""
+    """Prompt id → what is known of it, as kept in Redis.
+
+    attempts, solved, last (mean reward): of rollouts from the bare prompt only. hinted: attempts and solved of those
+    that continued a hint. anchor: the hint length that its last successful search found.
+    """
 
     def __init__(self, records: Mapping[bytes, bytes]) -> None:
-        self._records: dict[str, dict[str, float]] = {k.decode(): json.loads(v) for k, v in records.items()}
+        self._records: dict[str, dict[str, Any]] = {k.decode(): json.loads(v) for k, v in records.items()}
+
+    def anchor(self, prompt_id: str) -> int | None:
+        """The hint length, in tokens, to begin the next search with; None if none was found yet."""
+        return self._records.get(prompt_id, {}).get("anchor")
 
     def updated(self, outcomes: Sequence[Outcome]) -> dict[str, str]:
         """Take training outcomes in; the records that they change, as JSON."""
@@ -30,6 +39,14 @@ class Ledger:
             record["solved"] += sum(r >= 1.0 for r in outcome.rewards)
             if outcome.rewards:
                 record["last"] = sum(outcome.rewards) / len(outcome.rewards)
+            if outcome.hinted_rewards:
+                hinted = record.get("hinted", {"attempts": 0, "solved": 0})
+                record["hinted"] = {
+                    "attempts": hinted["attempts"] + len(outcome.hinted_rewards),
+                    "solved": hinted["solved"] + sum(r >= 1.0 for r in outcome.hinted_rewards),
+                }
+            if outcome.anchor is not None:
+                record["anchor"] = outcome.anchor
             self._records[outcome.prompt_id] = record
             changed[outcome.prompt_id] = json.dumps(record)
         return changed

@@ -7,29 +7,35 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from math import nan
 from typing import Any
 from uuid import uuid4
 
-from common.config.live import LiveConfig
+from common.config.hints import Cut, Hints
 from common.config.store import Revision
 from common.events import EventKind
+from common.expert_scores import ExpertScores
 from common.metrics import CurriculumMetrics
 from common.process import Process
 from common.streams import Entry
-from common.trajectory import Outcome, Purpose, Request, Sampling
+from common.trajectory import Outcome, Purpose
 from common.weights import WeightAnnouncements
 from common.wire import encode_request
 from services.curriculum.evaluation import evaluation_requests, summarise
-from services.curriculum.hints import plan_group, uses_demonstrations
+from services.curriculum.hints import cut_of, level
+from services.curriculum.order import Order
 from services.curriculum.outcomes import Answers, Ledger, decode_outcomes, split
-from services.curriculum.prompts import Order, PromptSet
+from services.curriculum.prompts import PromptSet
+from services.curriculum.scored import ScoredDemonstrations
+from services.curriculum.set_aside import SetAsideReport
 from services.curriculum.state import Evaluation, State, decode_state
+from services.curriculum.training import TrainingRequests
 
 log = logging.getLogger(__name__)
 
 BATCH = 64
-LOOKED_THROUGH = 4 * BATCH
 ASKED_AT_MOST = 3
+UNCUT_AT_MOST = 64
 TURN_MS = 100
 ALIVE_S = 5.0
 CATCH_UP_S = 15.0
@@ -43,18 +49,27 @@ class Curriculum:
         self._training = training
         self._heldout = heldout
         self._settings = process.settings.evaluation
-        data, run = process.settings.data, process.settings.run
-        self._order = Order(len(training), run.seed, data.shuffle)
         self._weights = WeightAnnouncements(process.redis, process.keys)
         self._metrics = CurriculumMetrics(process.registry)
         self._state = State()
-        self._ledger = Ledger({})
+        self._requests = self._training_requests(Ledger({}))
+        sets = [prompts.set_aside for prompts in (training, *heldout)]
+        self._set_aside = SetAsideReport(process, self._metrics, sets, time.monotonic)
         self._answers = Answers()
         self._behind_since_s: float | None = None
         self._last_entry = "0"
         self._may_hold_unread = True
         self._drained = False
-        self._passed_over = 0
+        self._uncut_said = 0
+
+    def _training_requests(self, ledger: Ledger) -> TrainingRequests:
+        process, data, run = self._process, self._process.settings.data, self._process.settings.run
+        scored = None
+        if process.settings.expert.policy == "scored":
+            scores = ExpertScores(process.redis, process.keys)
+            scored = ScoredDemonstrations(scores, process.patiently, time.monotonic)
+        order = Order(len(self._training), run.seed, data.shuffle)
+        return TrainingRequests(self._training, order, run.seed, ledger, scored)
 
     async def run(self) -> None:
         """Work until the process is told to stop."""
@@ -66,12 +81,16 @@ class Curriculum:
             if revision is None:  # the control plane writes the first one
                 await self._process.pause(0.1)
                 continue
-            await self._process.enforce(revision.number, step=await self._step())
+            step = await self._step()
+            await self._process.enforce(revision.number, step=step)
             finished = await self._finished_version()
             if finished is None:
+                self._state = replace(self._state, clocks=self._state.clocks.at(revision.live.hints, step))
                 await self._issue(revision)
                 await self._say_if_nothing_fits(revision)
+                await self._say_if_nothing_is_cut(revision)
             await self._evaluate_if_due(revision, finished)
+            await self._say_what_is_set_aside()
             entries = await self._process.patiently("take outcomes", self._take)
             await self._absorb(entries)
             await self._rescue_evaluation(revision, idle=not entries)
@@ -96,7 +115,7 @@ class Curriculum:
         saved = await process.patiently("read the state", lambda: process.redis.get(process.keys.curriculum))
         self._state = decode_state(saved, life=uuid4().hex[:8])
         records: Any = await process.patiently("read solve rates", lambda: process.redis.hgetall(process.keys.prompts))
-        self._ledger = Ledger(records)
+        self._requests = self._training_requests(Ledger(records))
         if self._state.issued:
             log.info("going on", extra={"issued": self._state.issued, "epoch": self._state.cursor.epoch})
 
@@ -114,44 +133,65 @@ class Curriculum:
         """Issue training requests as far as the credit allows."""
         live, delivery = revision.live, self._process.delivery
         credit = (live.max_staleness + 1) * live.groups_per_step
+        await self._requests.look_ahead(revision, self._state.cursor)
         outstanding = await self._process.patiently("count outstanding groups", delivery.outstanding)
-        requests, state = self._next_requests(revision, min(credit - outstanding, BATCH))
+        requests, state = self._requests.next(revision, self._state, min(credit - outstanding, BATCH))
         if requests:
             payloads = [(r.request_id, encode_request(r)) for r in requests]
             await self._process.patiently("issue requests", lambda: delivery.issue(payloads, state.encode()))
             self._metrics.requests.labels(Purpose.TRAIN.value).inc(len(requests))
         self._state = state
-        self._metrics.outstanding.set(outstanding + len(requests))
+        self._show(revision, outstanding + len(requests), credit)
+
+    def _show(self, revision: Revision, outstanding: int, credit: int) -> None:
+        """Tell in heartbeat and metrics where the curriculum is."""
+        state = self._state
+        self._metrics.outstanding.set(outstanding)
         self._metrics.credit.set(credit)
         self._process.details |= {
-            "issued": self._state.issued,
-            "epoch": self._state.cursor.epoch,
-            "outstanding": outstanding + len(requests),
+            "issued": state.issued,
+            "epoch": state.cursor.epoch,
+            "outstanding": outstanding,
             "credit": credit,
-            "evaluating": 0 if self._state.evaluation is None else sum(self._state.evaluation.due.values()),
+            "evaluating": 0 if state.evaluation is None else sum(state.evaluation.due.values()),
+            "hint_schedule": self._show_schedule(revision.live.hints),
+            "waiting_for_scores": self._requests.held_back,
         }
 
-    def _next_requests(self, revision: Revision, count: int) -> tuple[list[Request], State]:
-        """The next `count` training requests, as far as a bounded search finds them, and the state after them."""
-        requests: list[Request] = []
-        cursor, issued = self._state.cursor, self._state.issued
-        for _ in range(LOOKED_THROUGH):
-            if len(requests) >= count:
-                break
-            index, cursor = self._order.at(cursor)
-            request = self._training_request(revision, index, issued)
-            if request is None:
-                self._passed_over += 1
-                continue
-            requests.append(request)
-            issued, self._passed_over = issued + 1, 0
-        return requests, self._state.moved(cursor, issued)
+    def _show_schedule(self, hints: Hints) -> dict[str, Any] | None:
+        """Set the metrics of the hint schedule, and tell where it is; None if the hint policy has none."""
+        phase, mean = self._state.clocks.phase(hints), self._requests.mean_hint_length(hints)
+        found = level(hints, phase)
+        self._metrics.hint_length.set(mean)
+        self._metrics.hint_phase.set(phase if found else nan)
+        self._metrics.hint_level.set(next(iter(found.values()), nan))
+        return {"kind": hints.kind, "phase": phase, **found, "mean_hint_length": mean} if found else None
+
+    async def _say_what_is_set_aside(self) -> None:
+        """Tell which demonstrations cannot be used, and how many prompts are left with one."""
+        if await self._set_aside.tell():
+            process, known = self._process, {"train_demonstrations": self._training.with_demonstrations}
+            await process.patiently("tell facts", lambda: process.redis.hset(process.keys.facts, mapping=known))
+
+    async def _say_if_nothing_is_cut(self, revision: Revision) -> None:
+        """Tell once that the hint policy in force finds no place to cut: then it shows nothing, or all."""
+        if self._requests.uncut < min(UNCUT_AT_MOST, len(self._training)) or revision.number == self._uncut_said:
+            return
+        self._uncut_said = revision.number
+        cut = cut_of(revision.live.hints)
+        text = (
+            f"no demonstration of the last {self._requests.uncut} can be cut after a {cut} inside it (revision "
+            f'{revision.number}): set hints.cut to "token" or another of {", ".join(Cut)}, or [data] step_separator to '
+            "what ends a step"
+        )
+        log.warning(text)
+        await self._process.tell(EventKind.NOTICE, {"text": text})
 
     async def _say_if_nothing_fits(self, revision: Revision) -> None:
         """Tell once an epoch that no prompt can be asked under this configuration."""
-        if self._passed_over < len(self._training):
+        if self._requests.passed_over < len(self._training):
             return
-        self._passed_over = 0
+        self._requests.passed_over = 0
         text = (
             f"no prompt fits revision {revision.number}: {revision.live.algorithm.kind} without rollouts needs a "
             f"demonstration of at most {revision.live.sampling.max_response_tokens} tokens; raise "
@@ -160,26 +200,6 @@ class Curriculum:
         log.warning(text)
         await self._process.tell(EventKind.NOTICE, {"text": text})
         await self._process.pause(5.0)
-
-    def _training_request(self, revision: Revision, index: int, number: int) -> Request | None:
-        live: LiveConfig = revision.live
-        prompt = self._training.prompts[index]
-        longest = live.sampling.max_response_tokens
-        known = self._training.demonstrations(prompt, longest) if uses_demonstrations(live) else ()
-        plan = plan_group(live, known)
-        if plan is None:
-            return None
-        return Request(
-            request_id=f"train:{self._state.life}:{number}:{prompt.prompt_id}",
-            prompt_id=prompt.prompt_id,
-            purpose=Purpose.TRAIN,
-            revision=revision.number,
-            prompt_tokens=prompt.tokens,
-            answer=prompt.answer,
-            plan=plan,
-            sampling=Sampling(live.sampling.temperature, longest),
-            demonstrations=known,
-        )
 
     async def _evaluate_if_due(self, revision: Revision, finished: int | None) -> None:
         """Ask for an evaluation of the newest version when it is due and every generator holds it."""
@@ -264,7 +284,7 @@ class Curriculum:
             if entry_id not in stray:
                 self._answers.add(entry_id, outcome)
         done = [i for i, _ in training] + sorted(stray)
-        changed = self._ledger.updated([o for _, o in training])
+        changed = self._requests.absorbed([o for _, o in training])
         delivery = self._process.delivery
         await self._process.patiently("absorb outcomes", lambda: delivery.absorb(done, changed))
         if current is not None and len(self._answers.outcomes) >= sum(current.due.values()):

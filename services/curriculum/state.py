@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 
-from services.curriculum.prompts import Cursor
+from services.curriculum.clocks import Clocks, decode_clocks
+from services.curriculum.order import Cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where the curriculum is. issued: training requests so far, which also numbers them.
+    """Where the curriculum is. issued: training requests so far, which also numbers them. clocks: of hint schedules.
 
     life: part of every training request's id. A Redis that lost its data begins another life, whose groups the learner
     does not take for those that it has trained.
@@ -35,14 +36,11 @@ class State:
     issued: int = 0
     evaluated_version: int = -1
     evaluation: Evaluation | None = None
+    clocks: Clocks = field(default_factory=Clocks)
 
     def encode(self) -> bytes:
         """The state as JSON bytes."""
         return json.dumps(asdict(self)).encode()
-
-    def moved(self, cursor: Cursor, issued: int) -> State:
-        """The state after more training requests."""
-        return replace(self, cursor=cursor, issued=issued)
 
     def evaluating(self, evaluation: Evaluation) -> State:
         """The state once an evaluation has been asked for."""
@@ -65,4 +63,5 @@ def decode_state(payload: bytes | None, life: str) -> State:
         issued=fields["issued"],
         evaluated_version=fields["evaluated_version"],
         evaluation=None if evaluation is None else Evaluation(**evaluation),
+        clocks=decode_clocks(fields.get("clocks", {})),
     )

@@ -5,17 +5,37 @@ Prompt and demonstration are tokenised apart and joined as ids, exactly as sampl
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.processors import ByteLevel
 from transformers import AutoConfig, AutoTokenizer
 
+from common.config.hints import Cut
 from common.errors import SettingsError
 from common.settings import DataSettings, ModelSettings
-from common.trajectory import Demonstration, Tokens
+from common.trajectory import Demonstration, Logprobs, Tokens
+from services.curriculum.boundaries import sentence_boundaries, step_boundaries
 from services.curriculum.rows import Message
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenisedText:
+    """A demonstration in tokens [D], EOS last. steps, sentences: numbers of leading tokens after which one ends."""
+
+    tokens: Tokens
+    steps: tuple[int, ...] = ()
+    sentences: tuple[int, ...] = ()
+    specials: tuple[str, ...] = field(default=())
+    """Special tokens that stand inside it, where none may be."""
+
+    def cut_at(self, cut: Cut, expert_logprobs: Logprobs | None = None) -> Demonstration:
+        """The demonstration as a request carries it; boundaries are left out where any token may be the last."""
+        boundaries = {Cut.TOKEN: (), Cut.STEP: self.steps, Cut.SENTENCE: self.sentences}[cut]
+        return Demonstration(self.tokens, boundaries, expert_logprobs)
 
 
 class Tokeniser:
@@ -29,6 +49,8 @@ class Tokeniser:
             raise SettingsError(
                 f"the tokenizer of {model.path} has no end-of-sequence token: set eos_token in its config"
             )
+        self._whole = _without_trimming(self._tokenizer.backend_tokenizer)
+        self._special_ids = np.asarray(self._tokenizer.all_special_ids, dtype=np.int32)
 
     def prompt(self, prompt: str | tuple[Message, ...]) -> Tokens:
         """The tokens of a prompt, template applied."""
@@ -39,28 +61,28 @@ class Tokeniser:
             return np.asarray(encoded["input_ids"], dtype=np.int32)
         return np.asarray(self._tokenizer(self._data.template.replace("{prompt}", prompt))["input_ids"], dtype=np.int32)
 
-    def demonstration(self, text: str) -> Demonstration:
-        """The tokens of a demonstration, EOS last, with its step boundaries."""
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        tokens = np.asarray([*encoded["input_ids"], self._tokenizer.eos_token_id], dtype=np.int32)
-        ends = [end for _, end in encoded["offset_mapping"]]
-        return Demonstration(tokens, boundaries=step_boundaries(text, ends, self._data.step_separator))
+    def demonstration(self, text: str) -> TokenisedText:
+        """The tokens of a demonstration, with its boundaries. An EOS that the text ends with already is not doubled."""
+        encoded = self._whole.encode(text, add_special_tokens=False)
+        eos: int = self._tokenizer.eos_token_id
+        written = encoded.ids[:-1] if encoded.ids and encoded.ids[-1] == eos else encoded.ids
+        starts = [start for start, _ in encoded.offsets[: len(written)]]
+        inside = np.intersect1d(np.asarray(written, dtype=np.int32), self._special_ids)
+        return TokenisedText(
+            tokens=np.asarray([*written, eos], dtype=np.int32),
+            steps=step_boundaries(text, starts, self._data.step_separator),
+            sentences=sentence_boundaries(text, starts),
+            specials=tuple(self._tokenizer.convert_ids_to_tokens(inside.tolist())),
+        )
 
 
-def step_boundaries(text: str, token_ends: list[int], separator: str) -> tuple[int, ...]:
-    """Numbers of leading tokens after which a step ends.
-
-    token_ends: where each token ends in `text`. A token that reaches over the end of a step belongs to that step. The
-    end of the text is no boundary: a hint is never the whole demonstration.
-    """
-    boundaries: list[int] = []
-    position = text.find(separator)
-    while position >= 0:
-        count = bisect_left(token_ends, position + len(separator)) + 1
-        if count < len(token_ends) and (not boundaries or count > boundaries[-1]):
-            boundaries.append(count)
-        position = text.find(separator, position + len(separator))
-    return tuple(boundaries)
+def _without_trimming(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, telling where tokens truly begin: many leave white space out of what they tell."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.post_processor = ByteLevel(trim_offsets=False)  # pyright: ignore[reportAttributeAccessIssue]
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def context_length(model: ModelSettings) -> int:

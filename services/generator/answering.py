@@ -5,27 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from common.errors import TributaryError
 from common.tasks import together
-from common.trajectory import Group, Outcome, Purpose, Request, Sampling, Source, Trajectory
+from common.trajectory import AnchorSearch, Group, Outcome, Purpose, Request, Source, Trajectory
+from services.generator.feasibility import fitted
 from services.generator.rollouts import Draw, Rollouts, SamplingEngine
+from services.generator.search import Findings, SearchResult, find_anchor, usable_cuts
 
 log = logging.getLogger(__name__)
 
 
-class RequestRefused(TributaryError):
-    """A request that asks for something impossible."""
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is answered with. group: None for an evaluation."""
+    """What a request is answered with. group: None for an evaluation. search: how a search ended, if one was asked."""
 
     group: Group | None
     outcome: Outcome
+    search: SearchResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,23 @@ class _Score:
 
     logprob: float
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """What was sampled for a training request.
+
+    plain: every rollout from the bare prompt. hinted: those of the group that continue a hint of `hint_length` tokens.
+    members: the group's, in order. passed: rollouts of probes that were not taken.
+    """
+
+    plain: tuple[Trajectory, ...]
+    members: tuple[Trajectory, ...]
+    hinted: tuple[Trajectory, ...] = ()
+    hint_length: int = 0
+    passed: tuple[Trajectory, ...] = ()
+    probes: int = 0
+    search: SearchResult | None = None
 
 
 class Answerer:
@@ -54,16 +70,51 @@ class Answerer:
                 return await self._evaluate(request)
 
     async def _train(self, request: Request) -> Answer:
-        plan, temperature, limit = request.plan, request.sampling.temperature, request.sampling.max_tokens
-        plain, branched, demonstrations = await together(
-            self._rollouts.draw(request, Draw(plan.plain, 0, temperature, limit)),
-            self._rollouts.draw(request, Draw(plan.branched, plan.hint_length, temperature, limit - plan.hint_length)),
-            self._rollouts.demonstrate(request, plan.demonstrations),
-        )
-        members = (*plain, *branched, *demonstrations)
+        plan = request.plan
+        sampled: _Sampled
+        demonstrations: list[Trajectory] = []
+        if plan.gate is None:
+            sampled, demonstrations = await together(
+                self._sample(request), self._rollouts.demonstrate(request, plan.demonstrations)
+            )
+        else:
+            sampled = await self._sample(request)
+            if sum(member.is_right for member in sampled.members) <= plan.gate:
+                demonstrations = await self._rollouts.demonstrate(request, plan.demonstrations)
+        members = (*sampled.members, *demonstrations)
         group = Group(request.request_id, request.prompt_id, request.revision, self._name, members)
-        hint_length = plan.hint_length if plan.branched else 0
-        return Answer(group, replace(self._outcome(request, [*plain, *branched]), hint_length=hint_length))
+        return Answer(group, self._training_outcome(request, sampled), sampled.search)
+
+    async def _sample(self, request: Request) -> _Sampled:
+        """The sampled members of a training group."""
+        return await (self._planned(request) if request.search is None else self._searched(request, request.search))
+
+    async def _planned(self, request: Request) -> _Sampled:
+        plan = request.plan
+        plain, branched = await together(
+            self._draw(request, plan.plain), self._draw(request, plan.branched, plan.hint_length)
+        )
+        members = (*plain, *branched)
+        if plan.hint_length == 0:  # an empty hint shows nothing: its rollouts are plain ones
+            return _Sampled(members, members)
+        return _Sampled(tuple(plain), members, tuple(branched), plan.hint_length if branched else 0)
+
+    async def _searched(self, request: Request, search: AnchorSearch) -> _Sampled:
+        """A plain group; only if all of it fails (or always), and an anchor is found, the anchor's group instead."""
+        plain: Sequence[Trajectory] = ()
+        cuts = usable_cuts(search, request.sampling.max_tokens)
+        if not search.always or not cuts:
+            plain = await self._draw(request, request.plan.plain)
+        if not search.always and any(rollout.is_right for rollout in plain):
+            return _Sampled(tuple(plain), tuple(plain), search=SearchResult.UNNEEDED)
+        found = await find_anchor(search, cuts, partial(self._draw, request, search.members))
+        return _after_search(tuple(plain), found, always=search.always)
+
+    async def _draw(self, request: Request, count: int, hint_length: int = 0) -> list[Trajectory]:
+        """Rollouts at the request's temperature; hint and continuation share its max_tokens."""
+        sampling = request.sampling
+        draw = Draw(count, hint_length, sampling.temperature, sampling.max_tokens - hint_length)
+        return await self._rollouts.draw(request, draw)
 
     async def _evaluate(self, request: Request) -> Answer:
         rollouts: list[Trajectory]
@@ -98,6 +149,17 @@ class Answerer:
         logprobs = await self._engine.score(tokens, len(request.prompt_tokens))
         return _Score(float(np.sum(logprobs, dtype=np.float64)), len(demonstration.tokens))
 
+    def _training_outcome(self, request: Request, sampled: _Sampled) -> Outcome:
+        everything = (*sampled.plain, *sampled.hinted, *sampled.passed)
+        return replace(
+            self._outcome(request, everything),
+            rewards=tuple(t.reward for t in sampled.plain),
+            hinted_rewards=tuple(t.reward for t in sampled.hinted),
+            hint_length=sampled.hint_length,
+            probes=sampled.probes,
+            anchor=sampled.hint_length if sampled.search is SearchResult.TAKEN else None,
+        )
+
     def _outcome(self, request: Request, rollouts: Sequence[Trajectory]) -> Outcome:
         versions = [t.oldest_version for t in rollouts if t.oldest_version is not None]
         return Outcome(
@@ -113,6 +175,23 @@ class Answerer:
         )
 
 
+def _after_search(plain: tuple[Trajectory, ...], found: Findings, *, always: bool) -> _Sampled:
+    """What a search leaves: the taken probe, or else the plain rollouts (or else, with `always`, the last probe)."""
+    if not found.probes or not (found.taken or always):
+        passed = tuple(rollout for probe in found.probes for rollout in probe.rollouts)
+        return _Sampled(plain, plain, passed=passed, probes=len(found.probes), search=found.result)
+    *others, last = found.probes
+    return _Sampled(
+        plain=plain,
+        members=last.rollouts,
+        hinted=last.rollouts,
+        hint_length=last.hint_length,
+        passed=tuple(rollout for probe in others for rollout in probe.rollouts),
+        probes=len(found.probes),
+        search=found.result,
+    )
+
+
 def failed(request: Request, reason: str, version: int) -> Outcome:
     """The outcome of a request that could not be carried out."""
     return Outcome(
@@ -126,40 +205,3 @@ def failed(request: Request, reason: str, version: int) -> Outcome:
         for_version=request.for_version,
         failure=reason,
     )
-
-
-def fitted(request: Request, context: int) -> Request:
-    """The request with max_tokens reduced to what the model's context leaves. RequestRefused if it cannot be done."""
-    room = context - len(request.prompt_tokens)
-    if len(request.prompt_tokens) == 0:
-        raise RequestRefused("the prompt is empty: there is nothing to continue")
-    if room < 1:
-        raise RequestRefused(
-            f"the prompt has {len(request.prompt_tokens)} tokens and the model's context {context}: nothing is left "
-            "for a response; drop the prompt, or raise [model] max_model_len as far as the model goes"
-        )
-    max_tokens = min(request.sampling.max_tokens, room)
-    _require_possible(request, max_tokens)
-    return replace(request, sampling=Sampling(request.sampling.temperature, max_tokens))
-
-
-def _require_possible(request: Request, max_tokens: int) -> None:
-    plan, known = request.plan, len(request.demonstrations)
-    if min(plan.plain, plan.branched, plan.hint_length, plan.demonstrations) < 0:
-        raise RequestRefused(f"a plan counts from zero: {plan}")
-    only_scores = request.purpose is Purpose.EVALUATE and request.score_demonstration
-    if plan.plain + plan.branched + plan.demonstrations == 0 and not only_scores:
-        raise RequestRefused("the plan has no members: a group would be empty")
-    if max_tokens < 1 and plan.plain + plan.branched:
-        raise RequestRefused(f"max_tokens is {max_tokens}: nothing could be sampled")
-    wanted = max(plan.demonstrations, int(plan.branched > 0 and plan.hint_length > 0), int(request.score_demonstration))
-    if wanted > known:
-        raise RequestRefused(f"the plan needs {wanted} demonstrations and the request brings {known}")
-    if plan.branched == 0 or plan.hint_length == 0:
-        return
-    shown = len(request.demonstrations[0].tokens)
-    if plan.hint_length >= min(shown, max_tokens):
-        raise RequestRefused(
-            f"a hint of {plan.hint_length} tokens leaves nothing to sample: the demonstration has {shown} tokens, and "
-            f"hint plus continuation may have {max_tokens}"
-        )

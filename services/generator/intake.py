@@ -1,10 +1,14 @@
-"""The requests a generator works on: taken, kept alive, reclaimed from generators that died, given up at the end."""
+"""The entries of a stream that a process works on: taken, kept alive, reclaimed from the dead, given up at the end.
+
+A generator's are requests, a scorer's are demonstrations to be scored.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,35 +16,40 @@ from prometheus_client import Counter
 from redis.exceptions import RedisError
 
 from common.process import Process
-from common.streams import Entry
+from common.streams import Entry, Stream
 from common.tasks import end
 
 BLOCK_MS = 500
+GRACE_S = 3.0
+MOST_DELIVERIES = 5
+"""An entry that is given out more often has ended whoever took it."""
 _LONG_DEAD_MS = 3_600_000
 _FAREWELL_S = 1.5
 
 log = logging.getLogger(__name__)
 
 CarryOut = Callable[[Entry, int], Coroutine[Any, Any, None]]
-"""(request, how many times it has been given to a generator) → it is answered or in quarantine."""
+"""(entry, how many times it has been given to somebody) → it is answered or in quarantine."""
 
 
 class Intake:
-    """Hands each request to `carry_out` as a task of its own, never more than `limit` at once.
+    """Hands each entry to `carry_out` as a task of its own, never more than `limit` at once.
 
-    A request stays pending in Redis until `carry_out` has answered it. If `carry_out` raises, `failed` ends with that
-    error: the process must go down and leave the request to another.
+    An entry stays pending in Redis until `carry_out` has answered it. If `carry_out` raises, `failed` ends with that
+    error: the process must go down and leave the entry to another.
     """
 
-    def __init__(self, process: Process, consumer: str, carry_out: CarryOut, reclaimed: Counter) -> None:
-        settings = process.settings.generator
-        self.consumer = consumer
+    def __init__(
+        self, process: Process, stream: Stream, carry_out: CarryOut, reclaimed: Counter, *, limit: int
+    ) -> None:
+        self.consumer = f"{process.name}.{os.getpid()}"
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.finished = 0
-        self._limit = settings.requests_in_flight
-        self._reclaim_after_s = settings.reclaim_after_s
+        self._limit = limit
+        self._reclaim_after_s = process.settings.generator.reclaim_after_s
         self._process = process
-        self._requests = process.delivery.requests
+        self._stream = stream
+        self._named = stream.key.rpartition(":")[2]
         self._carry_out = carry_out
         self._reclaimed = reclaimed
         self._held: dict[str, asyncio.Task[None]] = {}
@@ -49,17 +58,31 @@ class Intake:
 
     @property
     def in_flight(self) -> int:
-        """How many requests are being worked on."""
+        """How many entries are being worked on."""
         return len(self._held)
 
+    async def serve(self, *beside: Coroutine[Any, Any, None]) -> None:
+        """Work until the process is told to stop, then finish or give up what is in flight; `beside` runs meanwhile.
+
+        Raises what ends one of these loops, or what `carry_out` raised.
+        """
+        loops = [asyncio.ensure_future(loop) for loop in (self.take(), self.keep(), self.reclaim(), *beside)]
+        try:
+            done, _ = await asyncio.wait({self.failed, *loops}, return_when=asyncio.FIRST_COMPLETED)
+            await self.drain(GRACE_S if self._process.stop.is_set() else 0.0)
+            for loop in done:
+                loop.result()
+        finally:
+            await end([self.failed, *loops])
+
     async def take(self) -> None:
-        """Take new requests until the process is told to stop."""
+        """Take new entries until the process is told to stop."""
         while not self._process.stop.is_set():
             async with self._taking:
                 free = self._limit - len(self._held)
                 if free > 0:
                     entries = await self._process.patiently(
-                        "take requests", lambda count=free: self._requests.take(self.consumer, count, BLOCK_MS)
+                        f"take {self._named}", lambda count=free: self._stream.take(self.consumer, count, BLOCK_MS)
                     )
                     for entry in entries:
                         self._begin(entry, deliveries=1)
@@ -71,12 +94,14 @@ class Intake:
         while True:
             await asyncio.sleep(self._reclaim_after_s / 3)
             held = list(self._held)
-            await self._process.patiently("keep requests", lambda held=held: self._requests.keep(self.consumer, held))
+            await self._process.patiently(
+                f"keep {self._named}", lambda held=held: self._stream.keep(self.consumer, held)
+            )
 
     async def reclaim(self) -> None:
         """Take over what nobody has kept, until the process is told to stop.
 
-        Those are requests of generators that died, and requests whose delivery to this one got lost on the way.
+        Those are entries of processes that died, and entries whose delivery to this one got lost on the way.
         """
         while not self._process.stop.is_set():
             await self._process.pause(self._reclaim_after_s / 2)
@@ -88,13 +113,13 @@ class Intake:
     async def _reclaim(self, count: int) -> None:
         idle_ms = math.ceil(self._reclaim_after_s * 1000)
         entries = await self._process.patiently(
-            "reclaim requests", lambda: self._requests.reclaim(self.consumer, idle_ms, count)
+            f"reclaim {self._named}", lambda: self._stream.reclaim(self.consumer, idle_ms, count)
         )
         for entry in entries:
             if entry.entry_id in self._held:  # slow here, but neither dead nor lost
                 continue
             deliveries = await self._process.patiently(
-                "count deliveries", lambda entry_id=entry.entry_id: self._requests.deliveries(entry_id)
+                "count deliveries", lambda entry_id=entry.entry_id: self._stream.deliveries(entry_id)
             )
             if deliveries > 0:  # else it has been answered in this very moment
                 self._reclaimed.inc()
@@ -124,17 +149,17 @@ class Intake:
             return
 
     async def drain(self, grace_s: float) -> None:
-        """Let requests in flight finish within `grace_s`, then give the rest up for others to take at once."""
+        """Let entries in flight finish within `grace_s`, then give the rest up for others to take at once."""
         if self._held:
             await asyncio.wait(self._held.values(), timeout=grace_s)
         await end(self._held.values())
         try:
             async with asyncio.timeout(_FAREWELL_S):
-                await self._requests.release(self.consumer, list(self._held), _LONG_DEAD_MS)
-                await self._requests.forget(self.consumer)
+                await self._stream.release(self.consumer, list(self._held), _LONG_DEAD_MS)
+                await self._stream.forget(self.consumer)
         except (
             RedisError,
             OSError,
             TimeoutError,
         ) as error:  # then they are reclaimed a little later, by their idle time
-            log.warning("requests not given up", extra={"requests": len(self._held), "error": str(error)})
+            log.warning("%s not given up", self._named, extra={"held": len(self._held), "error": str(error)})

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from common.errors import WireError
 from common.metrics import GeneratorMetrics
 from common.process import Process
 from common.settings import RunFile
 from common.streams import Entry
-from common.tasks import end
 from common.trajectory import Purpose, Request
 from common.wire import decode_request, encode_group, encode_outcome, identity
 from services.generator import graders
-from services.generator.answering import Answerer, RequestRefused, failed
+from services.generator.answering import Answer, Answerer, failed
 from services.generator.engine import EngineDead, EngineError
 from services.generator.engine_settings import EngineSettings
+from services.generator.feasibility import RequestRefused
 from services.generator.grading import GraderFailed, Grading
-from services.generator.intake import Intake
+from services.generator.intake import MOST_DELIVERIES, Intake
+from services.generator.lifetime import StartEngine, running_engine
 from services.generator.pulse import Pulse
 from services.generator.refresh import Refresh
 from services.generator.rollouts import Rollouts, SamplingEngine
 from services.generator.tokenizer import Detokenizer, open_detokenizer, require_model
 
-GRACE_S = 3.0
-CLOSE_S = 2.5
-MOST_DELIVERIES = 5
-
 log = logging.getLogger(__name__)
-
-StartEngine = Callable[[EngineSettings], Awaitable[SamplingEngine]]
 
 
 async def serve(
@@ -47,11 +41,9 @@ async def serve(
     detokenize = await asyncio.to_thread(open_text, settings.model)
     grading = Grading(settings.grader)
     try:
-        engine = await _started(process, start_engine)
-        try:
+        asked = engine_settings(settings, process.name)
+        async with running_engine(process, start_engine, asked, settings.generator.threads) as engine:
             await Generator(process, engine, grading, detokenize).run()
-        finally:
-            await _closed(process, engine)
     finally:
         await grading.close()
     return 0
@@ -67,7 +59,13 @@ class Generator:
         self._answerer = Answerer(process.name, engine, Rollouts(engine, grading.grade, detokenize))
         self._refresh = Refresh(process, engine, self._metrics)
         self._enforcing = asyncio.Lock()  # so that revisions are told in their order
-        self._intake = Intake(process, f"{process.name}.{os.getpid()}", self._carry_out, self._metrics.reclaimed)
+        self._intake = Intake(
+            process,
+            process.delivery.requests,
+            self._carry_out,
+            self._metrics.reclaimed,
+            limit=process.settings.generator.requests_in_flight,
+        )
         self._pulse = Pulse(
             process,
             engine,
@@ -81,16 +79,7 @@ class Generator:
         await self._refresh.catch_up()
         if not self._process.stop.is_set():
             self._process.state = "running"
-        intake = self._intake
-        work = (intake.take(), intake.keep(), intake.reclaim(), self._refresh.follow(), self._pulse.follow())
-        loops = [asyncio.ensure_future(loop) for loop in (*work, self._engine.until_dead())]
-        try:
-            done, _ = await asyncio.wait({intake.failed, *loops}, return_when=asyncio.FIRST_COMPLETED)
-            await intake.drain(GRACE_S if self._process.stop.is_set() else 0.0)
-            for loop in done:
-                loop.result()
-        finally:
-            await end([intake.failed, *loops])
+        await self._intake.serve(self._refresh.follow(), self._pulse.follow(), self._engine.until_dead())
 
     async def _carry_out(self, entry: Entry, deliveries: int) -> None:
         """Answer one request, or quarantine it. Raises only what other requests would meet as well."""
@@ -122,6 +111,13 @@ class Generator:
             await self._give_up(entry, request, f"unexpected {type(error).__name__}: {error}")
         else:
             await self._emit(entry, group, outcome)
+            self._count_search(answer)
+
+    def _count_search(self, answer: Answer) -> None:
+        """Count what was sampled in search of an anchor, whoever answered the request in the end."""
+        if answer.search is not None:
+            self._metrics.searches.labels(answer.search.value).inc()
+            self._metrics.probes.inc(answer.outcome.probes)
 
     async def _emit(self, entry: Entry, group: bytes, outcome: bytes) -> None:
         delivery = self._process.delivery
@@ -156,35 +152,3 @@ def engine_settings(settings: RunFile, name: str) -> EngineSettings:
         seed=zlib.crc32(f"{settings.run.seed}:{name}".encode()) >> 1,
         clear_cache_on_update=generator.clear_cache_on_update,
     )
-
-
-async def _started(process: Process, start_engine: StartEngine) -> SamplingEngine:
-    """The engine, started. Does not return if the process is told to stop meanwhile."""
-    threads = process.settings.generator.threads
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    starting = asyncio.ensure_future(start_engine(engine_settings(process.settings, process.name)))
-    stopping = asyncio.ensure_future(process.stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not starting.done():
-        # A starting engine cannot be interrupted, and an orderly exit would wait for it: the kernel ends it with us.
-        process.state = "stopped"
-        await _leave(process, 0)
-    return starting.result()
-
-
-async def _closed(process: Process, engine: SamplingEngine) -> None:
-    """Close the engine, within a limit."""
-    try:
-        await asyncio.wait_for(engine.close(), CLOSE_S)
-    except TimeoutError:
-        log.warning("the engine did not close in time", extra={"limit_s": CLOSE_S})
-        process.state = "stopped" if process.stop.is_set() else "failed"
-        await _leave(process, 0 if process.stop.is_set() else 1)
-
-
-async def _leave(process: Process, code: int) -> None:
-    """End this process now; the kernel ends the engine core and the graders with it."""
-    await process.farewell()
-    os._exit(code)

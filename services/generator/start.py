@@ -16,6 +16,7 @@ from common.settings import load_run
 from services.generator import graders
 from services.generator.checkpoint_layout import read_layout
 from services.generator.engine import Engine
+from services.generator.scoring.expert import NAMED, open_expert
 from services.generator.service import serve
 from services.generator.tokenizer import require_model
 
@@ -28,18 +29,19 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-def _require_whole_weights(directory: Path) -> None:
-    """SettingsError if a *.safetensors file of a local model is not whole."""
+def _require_whole_weights(path: str, named: str) -> None:
+    """SettingsError if a *.safetensors file of a local model is not whole. named: where the run file names it."""
+    directory = Path(path)
     if not directory.is_absolute() or not any(directory.glob("*.safetensors")):
         return
     try:
         read_layout(directory)
     except WeightsError as error:
-        raise SettingsError(f"[model] path: {error}: copy or make the model again") from error
+        raise SettingsError(f"{named}: {error}: copy or make the model again") from error
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Print as JSON what is wrong with a run file's model and grader; 2 if they cannot be used."""
+    """Print as JSON what is wrong with a run file's models and grader; 2 if they cannot be used."""
     problems: list[str] = []
     try:
         settings = load_run(Path(next(a for a in arguments if not a.startswith("--"))))
@@ -48,9 +50,11 @@ def check(arguments: Sequence[str]) -> int:
     else:
         checks: list[Callable[[], object]] = [
             lambda: require_model(settings.model),
-            lambda: _require_whole_weights(Path(settings.model.path)),
+            lambda: _require_whole_weights(settings.model.path, "[model] path"),
             lambda: graders.load(settings.grader.name, settings.grader.options),
         ]
+        if settings.expert.policy == "scored" and (expert := settings.expert.model):
+            checks += [lambda: open_expert(settings), lambda: _require_whole_weights(expert, NAMED)]
         for looked_at in checks:
             try:
                 looked_at()

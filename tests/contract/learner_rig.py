@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ def make_group(number: int, *, version: int = 0, rewards: Iterable[float] = ()) 
         spans = (VersionSpan(version, 4, 4 + length),)
         members.append(Trajectory(tokens, sources, logprobs, reward, Finish.STOP, spans))
     return Group(group_id(number), f"prompt-{number}", 1, "generator-1", tuple(members))
+
+
+def make_unsolved_group(number: int, *, version: int = 0) -> Group:
+    """Group number `number`, whose every rollout failed, with a right demonstration."""
+    group = make_group(number, version=version, rewards=(0.0,) * 4)
+    random = np.random.default_rng(number + 1_000_000)
+    length = int(random.integers(2, 8))
+    tokens = np.concatenate([group.trajectories[0].tokens[:4], random.integers(1, VOCABULARY, length)])
+    expert = Trajectory(
+        tokens=tokens.astype(np.int32),
+        sources=np.array([Source.PROMPT] * 4 + [Source.DEMONSTRATION] * length, dtype=np.uint8),
+        behaviour_logprobs=np.zeros(4 + length, dtype=np.float32),
+        reward=1.0,
+        finish=Finish.DEMONSTRATION,
+    )
+    return replace(group, trajectories=(*group.trajectories, expert))
 
 
 def group_id(number: int) -> str:

@@ -17,6 +17,7 @@ from redis import Redis
 from redis_process import RedisProcess
 
 from common import connection
+from common.config.algorithm import ALGORITHMS, AlgorithmConfig
 from common.config.live import dump_live, parse_live
 from common.keys import Keys
 from services.cli import app
@@ -111,6 +112,37 @@ def test_a_switch_is_shown_read_compared_and_taken_back(run: Run) -> None:
     assert run("config", "diff", "1", "4")[1] == "revisions 1 and 4 are the same\n"
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: str(a.model_fields["kind"].default))
+def test_a_switch_without_a_hint_policy_brings_the_published_one_along(
+    run: Run, algorithm: type[AlgorithmConfig]
+) -> None:
+    kind, hints = algorithm.model_fields["kind"].default, algorithm.published_hints["kind"]
+    code, out, _ = run("switch", str(kind))
+    assert code == 0
+    assert (f"hint policy none does not feed {kind}: {hints} comes with it, as published" in out) == (hints != "none")
+    assert run("config", "get", "hints.kind")[1] == f'"{hints}"\n'
+
+
+def test_a_switch_keeps_the_hint_policy_that_feeds_the_new_algorithm_too(run: Run) -> None:
+    assert run("switch", "luffy")[0] == 0
+    code, out, _ = run("switch", "relift")
+    assert (code, "comes with it" in out) == (0, False)
+    assert run("config", "get", "hints.kind")[1] == '"demonstration"\n'
+    out = run("switch", "dapo")[1]
+    assert "hint policy demonstration does not feed dapo: none comes with it" in out
+
+
+def test_status_shows_the_hint_schedule_and_the_rehearsal_buffer(run: Run, redis: RedisProcess) -> None:
+    assert run("switch", "uft")[0] == 0
+    pretend(redis.url, 1)
+    assert "p 0.62, 25.0 % done, hints of 12.5 tokens" in run("status")[1]
+    assert run("switch", "relift", "--hints", "if_unsolved")[0] == 0
+    pretend(redis.url, 1)
+    deadline_s = time.monotonic() + 10
+    while "7 demonstrations wait" not in (out := run("status")[1]):
+        assert time.monotonic() < deadline_s, out
+
+
 def test_what_changes_nothing_is_said_to_change_nothing(run: Run) -> None:
     code, out, _ = run("config", "set", "groups_per_step=16")
     assert (code, out) == (0, "nothing to change: revision 1 says the same already\n")
@@ -119,7 +151,7 @@ def test_what_changes_nothing_is_said_to_change_nothing(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["switch", "luffy"], "; here: add --hints demonstration"),
+        (["switch", "luffy", "--hints", "none"], 'set {"hints": {"kind": "demonstration"}} in the same change'),
         (["switch", "lufy"], "kind 'lufy' is not known: choose one of"),
         (["switch", "luffy", "--gama", "1", "--hints", "demonstration"], "algorithm.gama: this key is not known here"),
         (["config", "set", "max_staleness=-1"], "max_staleness: "),

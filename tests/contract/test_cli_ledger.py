@@ -38,6 +38,14 @@ async def test_a_run_that_has_stopped_or_died_is_erased(client: Callable[[], Red
     assert await Ledger(redis, KEYS).erase() == 1
 
 
+async def test_a_new_session_knows_nothing_of_the_last_ones_expert_and_end(client: Callable[[], Redis]) -> None:
+    ledger = Ledger(redis := client(), KEYS)
+    earlier = {"finished": "9", "evaluated": "9", "dashboard": "here", "expert_identity": "old", "train_prompts": "5"}
+    await redis.hset(KEYS.facts, mapping=earlier)  # pyright: ignore
+    await ledger.begin()
+    assert await ledger.facts() == {"train_prompts": "5"}
+
+
 async def test_facts_are_unknown_while_redis_is_away(client: Callable[[], Redis], redis_server: RedisProcess) -> None:
     ledger = Ledger(redis := client(), KEYS)
     await redis.hset(KEYS.facts, mapping={"finished": "9", "evaluated": "9", "dashboard": "here"})  # pyright: ignore

@@ -3,95 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from redis_process import RedisProcess
-from tiny_tokenizer import EOS, write_tokenizer
+from tiny_tokenizer import EOS
 
 from common.config.live import parse_live
-from common.config.store import Author, ConfigStore
-from common.events import Event, EventKind, EventLog
-from common.process import Process
-from common.settings import load_run
-from common.streams import Delivery, Entry
-from common.trajectory import Outcome, Purpose, Request
-from common.wire import decode_request, encode_outcome
+from common.streams import Entry
+from common.trajectory import Purpose, Request
 from services.curriculum.__main__ import load
-from services.curriculum.__main__ import main as curriculum
+from tests.contract.curriculum_rig import LIVE, LUFFY, TEST, Bench, running, until, write_run
 
 pytestmark = pytest.mark.asyncio
-
-RUN = """
-[run]
-name = "test"
-directory = "run"
-[model]
-path = "model"
-[data]
-path = "train.jsonl"
-step_separator = ";"
-[evaluation]
-every_versions = 5
-samples = 2
-nll = true
-[[evaluation.sets]]
-name = "heldout"
-path = "heldout.jsonl"
-"""
-LIVE = {
-    "groups_per_step": 2,
-    "max_staleness": 1,
-    "sampling": {"max_response_tokens": 16},
-    "algorithm": {"kind": "grpo"},
-}
-LUFFY = {**LIVE, "algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
-TEST = Author("test", "test")
-
-
-class Bench:
-    """A run's files, and the other side of the curriculum's streams."""
-
-    def __init__(self, directory: Path, redis: Redis, settings: Path) -> None:
-        self.settings = load_run(settings)
-        self.redis = redis
-        process = Process("test", "test", self.settings)
-        self.keys = process.keys
-        self.delivery = Delivery(redis, self.keys)
-        self.config = ConfigStore(redis, self.keys)
-        self.events = EventLog(redis, self.keys)
-
-    async def take(self, count: int = 100) -> list[tuple[Entry, Request]]:
-        """Requests waiting, of either purpose."""
-        return [(e, decode_request(e.payload)) for e in await self.delivery.requests.take("g", count, 50)]
-
-    async def answer(self, entry: Entry, request: Request, reward: float) -> None:
-        """Answer a request as a generator would, without a group."""
-        outcome = Outcome(
-            request.request_id,
-            request.prompt_id,
-            request.purpose,
-            request.revision,
-            request.dataset,
-            (reward,) * request.plan.plain,
-            version=0,
-            for_version=request.for_version,
-            demonstration_logprob=-2.0 if request.score_demonstration else None,
-            demonstration_tokens=4 if request.score_demonstration else 0,
-        )
-        await self.delivery.emit(entry.entry_id, b"", encode_outcome(outcome))
-
-    async def evaluations(self) -> list[Event]:
-        return [e for e in await self.events.read() if e.kind is EventKind.EVALUATION]
-
-    async def generator_beats(self, version: int) -> None:
-        beat = {"role": "generator", "at_s": time.time(), "version": version}
-        await self.redis.hset(self.keys.processes, "generator-1", json.dumps(beat))  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -99,31 +25,7 @@ def bench(
     tmp_path: Path, redis_server: RedisProcess, client: Callable[[], Redis], monkeypatch: pytest.MonkeyPatch
 ) -> Bench:
     monkeypatch.setenv("REDIS_URL", redis_server.url)
-    write_tokenizer(tmp_path / "model")
-    rows = [{"prompt": f"{i}+1=", "answer": str(i + 1), "demonstration": f"a;#{i + 1}"} for i in range(9)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:3]))
-    (tmp_path / "run.toml").write_text(RUN)
-    return Bench(tmp_path, client(), tmp_path / "run.toml")
-
-
-@asynccontextmanager
-async def running(bench: Bench) -> AsyncIterator[Process]:
-    """The curriculum at work in this event loop."""
-    process = Process("curriculum", "curriculum", bench.settings)
-    await process.delivery.prepare()
-    task = asyncio.create_task(curriculum(process))
-    yield process
-    process.stop.set()
-    assert await asyncio.wait_for(task, 10) == 0
-    await process.redis.aclose()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a condition, ten seconds at most."""
-    async with asyncio.timeout(10):
-        while not await condition():
-            await asyncio.sleep(0.02)
+    return Bench(client(), write_run(tmp_path))
 
 
 async def test_outstanding_groups_never_exceed_the_credit_and_follow_what_is_settled(bench: Bench) -> None:
@@ -215,13 +117,13 @@ async def test_an_evaluation_is_reported_once_even_if_the_curriculum_dies_in_the
 
 async def test_the_end_of_training_brings_a_last_evaluation_and_says_so(bench: Bench) -> None:
     await bench.config.replace(parse_live(LIVE), 0, TEST, at_s=0.0)
-    await bench.redis.hset(bench.keys.facts, "finished", 0)  # type: ignore[misc]
+    await bench.redis.hset(bench.keys.facts, "finished", 0)
 
     async def evaluated() -> bool:
         await bench.generator_beats(0)
         for entry, request in await bench.take():
             await bench.answer(entry, request, 1.0)
-        return await bench.redis.hget(bench.keys.facts, "evaluated") == b"0"  # type: ignore[misc]
+        return await bench.redis.hget(bench.keys.facts, "evaluated") == b"0"
 
     async with running(bench):
         await until(evaluated)
@@ -236,7 +138,7 @@ async def test_data_is_checked_before_anything_starts(bench: Bench) -> None:
 
 async def test_answers_that_redis_lost_are_asked_for_again_and_then_done_without(bench: Bench) -> None:
     await bench.config.replace(parse_live(LIVE), 0, TEST, at_s=0.0)
-    await bench.redis.hset(bench.keys.facts, "finished", 0)  # type: ignore[misc]
+    await bench.redis.hset(bench.keys.facts, "finished", 0)
     asked: dict[str, int] = {}
 
     async def reported() -> bool:
@@ -261,7 +163,7 @@ async def test_outcomes_whose_reply_was_lost_are_read_again(bench: Bench) -> Non
     lost: list[Entry] = []
 
     async def solve_rates() -> bool:
-        return bool(await bench.redis.hlen(bench.keys.prompts))  # type: ignore[misc]
+        return bool(await bench.redis.hlen(bench.keys.prompts))
 
     async with running(bench) as process:
         take = process.delivery.outcomes.take

@@ -13,7 +13,7 @@ from redis_process import RedisProcess
 from common import connection
 from common.errors import RedisUnavailable
 from common.keys import Keys
-from common.streams import Delivery, Entry
+from common.streams import Delivery, Entry, UnusableRecord
 
 pytestmark = pytest.mark.asyncio
 
@@ -97,6 +97,18 @@ async def test_quarantine_keeps_the_message_says_why_and_returns_the_credit(
     assert (kept[b"payload"], kept[b"reason"], kept[b"stream"]) == (b"broken", b"bad", b"requests")
     assert await delivery.outstanding() == 0
     assert [e.payload for e in await delivery.outcomes.take("curriculum", 10, 10)] == [b"failed"]
+
+
+async def test_what_cannot_be_used_is_kept_in_quarantine_once(delivery: Delivery, client: Callable[[], Redis]) -> None:
+    first, second = UnusableRecord("train:1#0: empty", "it is empty", b"{}"), UnusableRecord("b", "too long", b"text")
+    assert await delivery.record_unusable([first], by="curriculum") == 1
+    assert await delivery.record_unusable([first, second, second], by="curriculum") == 1
+    assert await delivery.record_unusable([], by="curriculum") == 0
+    kept = [fields for _, fields in await client().xrange(Keys("test").quarantine) or [] if fields is not None]
+    assert [(f[b"stream"], f[b"id"], f[b"reason"], f[b"by"], f[b"payload"]) for f in kept] == [
+        (b"demonstrations", b"train:1#0: empty", b"it is empty", b"curriculum", b"{}"),
+        (b"demonstrations", b"b", b"too long", b"curriculum", b"text"),
+    ]
 
 
 async def test_absorbing_outcomes_writes_records_and_acknowledges_in_one_go(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_engine import POISON, FakeEngine, decode, encode
+from fake_engine import POISON, UNSTABLE, FakeEngine, decode, encode
 from generator_bench import GeneratorBench, request, serving, until
 from redis.asyncio import Redis
 from redis_process import RedisProcess
 
 from common.events import EventKind
-from common.trajectory import GroupPlan, Purpose
+from common.trajectory import AnchorSearch, Demonstration, GroupPlan, Purpose
 from services.generator.engine import EngineDead, EngineError
 from services.generator.service import serve
 
@@ -97,6 +98,38 @@ async def test_what_cannot_be_carried_out_is_quarantined_with_the_reason_and_the
         assert process.registry.get_sample_value("tributary_quarantined_total", {"stream": "requests"}) == 6
         assert process.registry.get_sample_value("tributary_grader_failures_total", {"how": "hung"}) == 1
         assert len(await bench.events(EventKind.QUARANTINE)) == 6
+
+
+async def test_a_search_is_carried_out_inside_one_request_and_counted(bench: GeneratorBench) -> None:
+    search = AnchorSearch(cuts=(2, 4), members=3, probes=4, above=0.0, below=1.0)
+    unneeded = request(1, search=search)
+    always = request(2, search=replace(search, always=True))  # what is fine is right: the hint shrinks until it ends
+    async with serving(bench, FakeEngine()) as process:
+        await bench.issue(unneeded, always)
+        await until(lambda: _all_groups(bench, 2))
+        outcomes = {outcome.request_id: outcome for outcome in await bench.outcomes()}
+        assert (outcomes["r1"].probes, outcomes["r1"].rewards) == (0, (1.0, 1.0))
+        assert (outcomes["r2"].probes, outcomes["r2"].anchor, outcomes["r2"].hint_length) == (1, None, 2)
+
+        def counted(result: str) -> float | None:
+            return process.registry.get_sample_value("tributary_searches_total", {"result": result})
+
+        await until(lambda: _holds(lambda: (counted("unneeded"), counted("exhausted")) == (1, 1)))
+        assert process.registry.get_sample_value("tributary_search_probes_total") == 1
+
+
+async def test_a_probe_with_log_probs_that_are_not_finite_quarantines_its_request(bench: GeneratorBench) -> None:
+    search = AnchorSearch(cuts=(2,), members=3, probes=4, above=0.0, below=1.0, always=True)
+    unstable = Demonstration(np.array([UNSTABLE, *encode("a;#3")], np.int32))
+    async with serving(bench, FakeEngine()):
+        await bench.issue(request(1, search=search, demonstrations=(unstable,)), request(2))
+        await until(bench.groups)
+        await until(bench.quarantined)
+        [reason] = await bench.quarantined()
+        assert reason == "1 log-probs are not finite, the first at position 4"
+        failures = {outcome.request_id: outcome.failure for outcome in await bench.outcomes()}
+        assert failures == {"r1": reason, "r2": ""}
+        assert await bench.delivery.outstanding() == 1, "its credit came back"
 
 
 async def test_an_unexpected_error_costs_one_request(bench: GeneratorBench) -> None:

@@ -163,6 +163,63 @@ async def test_choosing_an_algorithm_brings_its_parameters_and_a_hint_policy_tha
         assert serious(stage.complaints) == []
 
 
+async def test_the_published_hint_policy_comes_with_an_algorithm_and_goes_with_it(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        page = stage.page
+        await stage.api("PATCH", "/v1/config", json=LUFFY)
+        await page.goto(stage.control.url)
+        algorithm, hints = (page.get_by_label(name, exact=True) for name in ("Algorithm", "Hint policy"))
+        await algorithm.select_option("relift")
+        assert await hints.input_value() == "if_unsolved"
+        assert "the published one" in await page.locator(".decide").inner_text()
+        await algorithm.select_option("uft")
+        assert await hints.input_value() == "cosine_binomial"
+        assert "does not suit UFT" in await page.locator(".decide").inner_text()
+        await algorithm.select_option("luffy")
+        assert await hints.input_value() == "demonstration"
+        assert "Nothing yet" in await page.locator(".decide").inner_text()
+        assert serious(stage.complaints) == []
+
+
+async def test_values_inside_tables_and_choices_between_numbers_can_be_steered(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        page = stage.page
+        await page.goto(stage.control.url)
+        await page.get_by_label("Algorithm", exact=True).select_option("srft")
+        await page.get_by_label("Sft entropy sign").select_option("1")
+        await page.get_by_label("Corrections: truncate at").fill("2")
+        await page.get_by_label("Corrections: decoupled").check()
+        await page.get_by_role("button", name="Apply").click()
+        await stage.until("document.getElementById('revision').textContent.startsWith('2')")
+        algorithm = (await stage.api("GET", "/v1/config"))["config"]["algorithm"]
+        assert (algorithm["kind"], algorithm["sft_entropy_sign"]) == ("srft", 1)
+        assert (algorithm["corrections"]["truncate_at"], algorithm["corrections"]["decoupled"]) == (2, True)
+        await page.get_by_label("Corrections: truncate at").fill("")
+        assert await page.locator(".decide .diff li").all_inner_texts() == ["algorithm.corrections.truncate_at 2 → –"]
+        await page.get_by_label("Corrections: truncate at").fill("-1")
+        await page.get_by_role("button", name="Apply").click()
+        error = page.locator("[id='algorithm.corrections.truncate_at-error']")
+        await async_api.expect(error).to_contain_text("greater than 0")
+        assert [c for c in serious(stage.complaints) if "422" not in c] == []
+
+
+async def test_schedule_and_rehearsal_buffer_are_shown_while_there_are_any(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        await stage.api(
+            "PATCH", "/v1/config", json={"algorithm": {"kind": "uft"}, "hints": {"kind": "cosine_binomial"}}
+        )
+        await stage.run.advance(time.time())
+        await stage.page.goto(stage.control.url)
+        tiles = stage.page.locator("#tiles")
+        await async_api.expect(tiles).to_contain_text("p 0.62 · 12.5 tokens")
+        await stage.api("PATCH", "/v1/config", json={"algorithm": {"kind": "relift"}, "hints": {"kind": "if_unsolved"}})
+        await stage.run.advance(time.time())
+        await async_api.expect(tiles).to_contain_text("Rehearsal buffer")
+        await async_api.expect(tiles).not_to_contain_text("Hint schedule")
+        await async_api.expect(stage.page.locator("#chart-rehearsal")).to_be_visible()
+        assert serious(stage.complaints) == []
+
+
 async def test_a_refused_value_is_explained_at_its_field_and_a_newer_revision_keeps_the_edits(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         page = stage.page

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,30 +13,86 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from common.config.algorithm import GRPO, LUFFY, SFT, AlgorithmConfig, DrGRPO
-from common.config.base import Norm, Shaping, Statistics, Surrogate
+from common.config.algorithm import (
+    BREAD,
+    DAPO,
+    GRPO,
+    HPT,
+    LUFFY,
+    REINFORCE,
+    SFT,
+    SRFT,
+    UFT,
+    AlgorithmConfig,
+    Corrections,
+    DrGRPO,
+    LUFFYPaper,
+    Mix,
+    NaiveMix,
+    PrefixRFT,
+    ReLIFT,
+)
+from common.config.base import (
+    Baseline,
+    EntropyScope,
+    HintNorm,
+    Norm,
+    Selection,
+    SelfReward,
+    Shaping,
+    Statistics,
+    Surrogate,
+)
 from common.trajectory import Finish, Group, Source, Trajectory
 from learner.algorithms import build
 from learner.batch import MicroBatch, PolicyOutputs
 from learner.objective import StepSums, empty_sums, loss
 from learner.packing import StepPlan, plan_step
 from learner.policy import evaluate
-from learner.terms import Algorithm
+from learner.terms import Algorithm, surveyed
 
 VOCABULARY = 11
+
+CORRECTED = Corrections(decoupled=True, truncate_at=2.0, keep_low=0.1, keep_high=5.0)
 
 CONFIGS: tuple[AlgorithmConfig, ...] = (
     SFT(),
     SFT(norm=Norm.SEQUENCE_MEAN),
+    REINFORCE(),
+    REINFORCE(baseline=Baseline.GROUP_MEAN, norm=Norm.TOKEN_MEAN, corrections=CORRECTED),
+    REINFORCE(baseline=Baseline.LEAVE_ONE_OUT, statistics=Statistics.POLICY_ONLY, kl_coefficient=0.1),
     GRPO(),
-    GRPO(norm=Norm.TOKEN_MEAN, clip_high=0.28, entropy_bonus=0.01),
+    GRPO(norm=Norm.TOKEN_MEAN, clip_high=0.28, entropy_bonus=0.01, dual_clip=3.0),
+    GRPO(surrogate=Surrogate.GSPO, corrections=CORRECTED),
+    GRPO(surrogate=Surrogate.GSPO, gspo_clip_low=0.5, gspo_clip_high=5.0, norm=Norm.CONSTANT, dual_clip=2.0),
+    GRPO(surrogate=Surrogate.CISPO, kl_coefficient=0.05, entropy_bonus=0.01),
     DrGRPO(),
-    DrGRPO(surrogate=Surrogate.UNCLIPPED, statistics=Statistics.POLICY_ONLY),
+    DrGRPO(surrogate=Surrogate.UNCLIPPED, statistics=Statistics.POLICY_ONLY, dual_clip=1.5),
+    DrGRPO(corrections=CORRECTED),
+    DAPO(),
+    DAPO(drop_flat_groups=False, overlong_buffer=1.0),
+    NaiveMix(),
+    NaiveMix(norm=Norm.SEQUENCE_MEAN, surrogate=Surrogate.GSPO),
+    Mix(),
+    Mix(surrogate=Surrogate.UNCLIPPED, kl_coefficient=0.01, dual_clip=3.0),
     LUFFY(),
-    LUFFY(norm=Norm.TOKEN_MEAN, surrogate=Surrogate.CLIPPED, entropy_bonus=0.01),
-    LUFFY(norm=Norm.SEQUENCE_MEAN, shaping=Shaping.NONE, divide_by_std=True),
+    LUFFY(norm=Norm.SEQUENCE_MEAN, shaping=Shaping.NONE, divide_by_std=True, corrections=CORRECTED),
     LUFFY(shaping=Shaping.SQRT, statistics=Statistics.POLICY_ONLY),
+    LUFFY(shaping=Shaping.POWER, exponent=0.3, ratio_min=0.02, ratio_max=0.8),
     LUFFY(shaping=Shaping.LOG, negatives_in_failed_groups=False),
+    LUFFYPaper(),
+    LUFFYPaper(surrogate=Surrogate.CISPO, dual_clip=1.1),
+    ReLIFT(),
+    UFT(),
+    UFT(hint_norm=HintNorm.SUM, norm=Norm.SEQUENCE_MEAN, kl_coefficient=0.0, beta=0.5),
+    BREAD(),
+    PrefixRFT(),
+    PrefixRFT(selection=Selection.BATCH, keep_share=0.5, norm=Norm.TOKEN_MEAN),
+    SRFT(),
+    SRFT(entropy_scope=EntropyScope.TOKEN, self_reward=SelfReward.ADVANTAGE, shaping=Shaping.NONE),
+    SRFT(entropy_scope=EntropyScope.BATCH, sft_entropy_sign=1, negatives_in_failed_groups=False),
+    HPT(),
+    HPT(gate=1, surrogate=Surrogate.UNCLIPPED, corrections=CORRECTED),
 )
 
 
@@ -124,9 +181,9 @@ def group_strategy() -> st.SearchStrategy[list[Group]]:
 class BigramPolicy(nn.Module):
     """A policy that looks at one token only, in float64, with the parts of a transformers model that we use."""
 
-    def __init__(self, *, bias: bool = True) -> None:
+    def __init__(self, *, bias: bool = True, seed: int = 0) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64))
@@ -155,12 +212,27 @@ def in_float64(micro: MicroBatch) -> MicroBatch:
     return micro.to("cpu", torch.float64)
 
 
+def said(algorithm: Algorithm, micro: MicroBatch, model: nn.Module) -> PolicyOutputs:
+    """What `model` says about a micro-batch, beside another one as the reference where the algorithm needs it."""
+    outputs = evaluate(model, micro, 1.0)
+    if not algorithm.needs_reference:
+        return outputs
+    with torch.no_grad():
+        return replace(outputs, reference_logprobs_T=evaluate(BigramPolicy(seed=1), micro, 1.0).logprobs_T)
+
+
+def completed(algorithm: Algorithm, plan: StepPlan, model: nn.Module) -> Algorithm:
+    """The algorithm after its survey of a whole step, if it has one."""
+    return surveyed(algorithm, ((m.tokens, said(algorithm, m, model)) for m in map(in_float64, plan.micro_batches)))
+
+
 def run_step(algorithm: Algorithm, plan: StepPlan, model: nn.Module) -> tuple[list[Tensor], StepSums]:
     """The gradient of a whole step, parameter by parameter, and its sums."""
     model.zero_grad(set_to_none=True)
+    algorithm = completed(algorithm, plan, model)
     sums = empty_sums(algorithm)
     for micro in map(in_float64, plan.micro_batches):
-        value, part = loss(algorithm, plan, micro, evaluate(model, micro, 1.0))
+        value, part = loss(algorithm, plan, micro, said(algorithm, micro, model))
         value.backward()
         sums = sums + part
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
@@ -178,22 +250,49 @@ class Told:
     plan: StepPlan
     micro: MicroBatch
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """Each term's part of the loss."""
+        return self.sums.record()["terms"]
+
 
 def told(
-    algorithm: Algorithm, groups: Sequence[Group], logprobs: Sequence[float], entropy: Sequence[float] | None = None
+    algorithm: Algorithm,
+    groups: Sequence[Group],
+    logprobs: Sequence[float],
+    entropy: Sequence[float] | None = None,
+    *,
+    reference: Sequence[float] | None = None,
 ) -> Told:
     """One big micro-batch on which the policy gives these log-probs (and entropies) to the response tokens in order.
 
-    The order is that of the plan: longer trajectories first, else as in the groups.
+    The order is that of the plan: longer trajectories first, else as in the groups. The reference agrees with the
+    policy unless its log-probs are given.
     """
     plan = plan_step(algorithm, groups, 10**6)
     (micro,) = map(in_float64, plan.micro_batches)
     assert len(micro.tokens.labels_T) == len(logprobs), "one log-prob per response token"
     leaf_T = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
     entropy_T = torch.tensor(entropy or [1.0] * len(logprobs), dtype=torch.float64, requires_grad=True)
-    value, sums = loss(algorithm, plan, micro, PolicyOutputs(leaf_T, entropy_T))
+    reference_T = torch.tensor(reference or logprobs, dtype=torch.float64) if algorithm.needs_reference else None
+    outputs = PolicyOutputs(leaf_T, entropy_T, reference_T)
+    value, sums = loss(surveyed(algorithm, [(micro.tokens, outputs)]), plan, micro, outputs)
     value.backward()
     zero_T = torch.zeros_like(leaf_T)
     by_logprob_T = zero_T if leaf_T.grad is None else leaf_T.grad
     by_entropy_T = zero_T if entropy_T.grad is None else entropy_T.grad
     return Told(value.item(), by_logprob_T, by_entropy_T, sums, plan, micro)
+
+
+def at_ratios(members: Sequence[Trajectory], ratios: Sequence[float]) -> list[float]:
+    """Log-probs at which the members' sampled tokens have these ratios π_θ/π_old, and the others these probabilities.
+
+    In the order of the members, each behind a prompt of two tokens.
+    """
+    behaviour = [p for member in members for p in member.behaviour_logprobs[2:].tolist()]
+    return [b + math.log(r) for b, r in zip(behaviour, ratios, strict=True)]
+
+
+def close(found: Tensor, wanted: Sequence[float], tolerance: float = 1e-12) -> None:
+    """Assert that a tensor holds these numbers, to a relative tolerance."""
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=tolerance, atol=1e-15)

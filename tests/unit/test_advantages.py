@@ -13,12 +13,23 @@ from learner_cases import Lengths, demonstration, rollout, trajectory
 
 from common.config.base import Statistics
 from common.trajectory import Trajectory
-from learner.advantages import Advantage, group_relative, members_of, sparing_failed_groups, unit
+from learner.advantages import (
+    Advantage,
+    group_relative,
+    leave_one_out,
+    members_of,
+    plain_reward,
+    softly_overlong,
+    sparing_failed_groups,
+    unit,
+)
 
 centred = partial(group_relative, divide_by_std=False, statistics=Statistics.JOINT)
 scaled = partial(group_relative, divide_by_std=True, statistics=Statistics.JOINT)
 centred_on_policy = partial(group_relative, divide_by_std=False, statistics=Statistics.POLICY_ONLY)
 scaled_on_policy = partial(group_relative, divide_by_std=True, statistics=Statistics.POLICY_ONLY)
+others_mean = partial(leave_one_out, statistics=Statistics.JOINT)
+others_mean_on_policy = partial(leave_one_out, statistics=Statistics.POLICY_ONLY)
 
 rewards = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=2, max_size=9)
 
@@ -65,13 +76,17 @@ def test_a_demonstration_beside_equally_failed_rollouts_is_not_scaled_to_a_milli
     assert advantages(scaled_on_policy, *rollouts([0.0, 0.0]), demonstration(3)) == [0.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("rule", [centred, scaled, centred_on_policy, scaled_on_policy])
+@pytest.mark.parametrize(
+    "rule", [centred, scaled, centred_on_policy, scaled_on_policy, others_mean, others_mean_on_policy]
+)
 def test_a_group_of_one_has_mean_zero(rule: Advantage) -> None:
     assert advantages(rule, rollout(1, 0.7)) == [0.7]
     assert advantages(rule, demonstration(1, 0.7)) == [0.7]
 
 
-@pytest.mark.parametrize("rule", [centred, scaled, centred_on_policy, scaled_on_policy])
+@pytest.mark.parametrize(
+    "rule", [centred, scaled, centred_on_policy, scaled_on_policy, others_mean, others_mean_on_policy]
+)
 @given(value=st.floats(-1e6, 1e6), size=st.integers(2, 9))
 def test_equal_rewards_give_exactly_no_advantage(rule: Advantage, value: float, size: int) -> None:
     assert advantages(rule, *rollouts([value] * size)) == [0.0] * size
@@ -105,3 +120,41 @@ def test_a_group_with_one_success_keeps_its_negatives() -> None:
 
 def test_imitation_gives_everyone_one() -> None:
     assert advantages(unit, rollout(1, 0.0), demonstration(2)) == [1.0, 1.0]
+
+
+def test_without_a_baseline_the_advantage_is_the_reward() -> None:
+    assert advantages(plain_reward, *rollouts([1.0, 0.0, -0.5])) == [1.0, 0.0, -0.5]
+
+
+def test_leave_one_out_takes_off_the_mean_of_the_others() -> None:
+    """Rewards 1, 0, ½: 1 - (0 + ½)/2, 0 - (1 + ½)/2, ½ - (1 + 0)/2."""
+    assert advantages(others_mean, *rollouts([1.0, 0.0, 0.5])) == [0.75, -0.75, 0.0]
+
+
+def test_leave_one_out_on_policy_statistics_takes_off_the_mean_of_the_other_plain_rollouts() -> None:
+    """Plain 1 and 0, hinted 1: 1 - 0, 0 - 1, and for the hinted one 1 - (1 + 0)/2."""
+    assert advantages(others_mean_on_policy, *rollouts([1.0, 0.0]), hinted(1.0)) == [1.0, -1.0, 0.5]
+
+
+def test_leave_one_out_without_another_plain_rollout_has_no_baseline() -> None:
+    assert advantages(others_mean_on_policy, rollout(1, 0.7), hinted(0.2)) == [0.7, pytest.approx(-0.5)]
+
+
+@given(values=rewards)
+def test_leave_one_out_is_the_centred_reward_times_n_over_n_minus_one(values: list[float]) -> None:
+    n = len(values)
+    wanted = np.array(advantages(centred, *rollouts(values))) * n / (n - 1)
+    np.testing.assert_allclose(advantages(others_mean, *rollouts(values)), wanted, atol=1e-12)
+
+
+def test_a_reward_falls_by_one_over_the_last_part_of_the_longest_response() -> None:
+    """L_max 10, buffer 0.4: 6 tokens are tolerated, 7 cost ¼, 10 cost 1, and no response costs more."""
+    rule = partial(softly_overlong, advantage=plain_reward, longest=10, buffer=0.4)
+    members = [rollout(length, 1.0) for length in (1, 6, 7, 10, 12)]
+    np.testing.assert_allclose(advantages(rule, *members), [1.0, 1.0, 0.75, 0.0, 0.0], atol=1e-12)
+
+
+def test_the_length_of_a_response_includes_its_hint() -> None:
+    rule = partial(softly_overlong, advantage=plain_reward, longest=10, buffer=0.4)
+    found = advantages(rule, trajectory(Lengths(hint=5, sampled=3), 1.0))
+    assert found == [pytest.approx(0.5)]

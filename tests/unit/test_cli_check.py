@@ -7,14 +7,16 @@ import os
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_tokenizer import write_tokenizer
 
+from common.config.live import parse_live
 from common.errors import RedisUnavailable
 from common.settings import RunFile, load_run
 from services.cli import check
-from services.cli.model_directory import model_problems
+from services.cli.model_directory import expert_problems, model_problems
 from services.cli.up import redis_server
 
 RUN = """
@@ -215,3 +217,55 @@ def test_a_check_that_does_not_answer_is_a_problem_with_its_last_complaint(outpu
         "the check of the generator failed (ImportError: no torch): "
         "run `python -m services.generator RUN_FILE --check` to see why"
     ]
+
+
+def with_expert(directory: Path, expert: str, columns: str = "") -> RunFile:
+    text = RUN.format(model="", device="cpu").replace("[learner]", f"{columns}\n[expert]\n{expert}\n[learner]")
+    (directory / "run.toml").write_text(text)
+    return load_run(directory / "run.toml")
+
+
+def test_an_expert_that_is_to_score_has_to_be_there_whole(model: Path, tmp_path: Path) -> None:
+    run = with_expert(tmp_path, 'policy = "scored"\nmodel = "./expert"')
+    (problem,) = expert_problems(run)
+    assert problem == f"there is no model directory {tmp_path}/expert: make or download the model, or correct " + (
+        "[expert] model"
+    )
+    model.rename(tmp_path / "expert")
+    assert list(expert_problems(run)) == []
+    (tmp_path / "expert" / "model.safetensors").unlink()
+    (problem,) = expert_problems(run)
+    assert "has no weights" in problem
+
+
+@pytest.mark.parametrize(
+    ("expert", "columns", "told"),
+    [
+        ('model = "./expert"', "", '[expert] model is not used, because [expert] policy is "unit"'),
+        ('policy = "scored"\nmodel = "lab/expert"', "", "taken for an expert's name on the hub"),
+        ('policy = "unit"', '[data.columns]\nexpert_logprobs = "logprobs"', "expert_logprobs is not used"),
+        ('policy = "recorded"', '[data.columns]\nexpert_logprobs = "logprobs"', ""),
+    ],
+)
+def test_what_is_said_of_an_expert_and_not_used_is_noted(tmp_path: Path, expert: str, columns: str, told: str) -> None:
+    notes = list(check.expert_notes(with_expert(tmp_path, expert, columns)))
+    assert len(notes) == bool(told)
+    assert told in "".join(notes)
+
+
+@pytest.mark.parametrize(
+    ("live", "demonstrations", "told"),
+    [
+        ({"algorithm": {"kind": "bread"}, "hints": {"kind": "branch_on_failure"}}, 0, "algorithm 'bread' learns"),
+        ({"algorithm": {"kind": "grpo"}, "hints": {"kind": "fixed", "ratio": 0.5}}, 0, "hint policy 'fixed' makes"),
+        ({"algorithm": {"kind": "grpo"}}, 0, ""),
+        ({"algorithm": {"kind": "bread"}, "hints": {"kind": "branch_on_failure"}}, 1, ""),
+        ({"algorithm": {"kind": "bread"}, "hints": {"kind": "branch_on_failure"}}, None, ""),
+    ],
+)
+def test_a_run_that_begins_with_hints_needs_data_with_demonstrations(
+    live: dict[str, Any], demonstrations: int | None, told: str
+) -> None:
+    problems = list(check.demonstration_problems(parse_live(live), demonstrations))
+    assert len(problems) == bool(told)
+    assert told in "".join(problems)

@@ -13,6 +13,7 @@ from common.events import Event, EventKind
 from services.cli.panel import panel, plain_line
 from services.cli.progress import Progress
 from services.cli.up import closing
+from services.cli.up.curve import curve_of
 from services.cli.up.phases import Held, phases_of, steps_of
 from services.cli.up.summary import Measured, summarise
 
@@ -204,3 +205,39 @@ def _shown(renderable: Any) -> str:
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
+
+
+def test_the_curve_gives_every_step_and_evaluation_with_the_time_that_training_had_taken(steered: Tale) -> None:
+    curve = curve_of(steered.events)
+    assert [row["step"] for row in curve["steps"]] == [1, 2, 3, 4, 5]
+    assert [row["seconds"] for row in curve["steps"]] == [1.5, 3.5, 7.5, 11.5, 15.5]
+    assert curve["steps"][-1]["reward"] == 0.3
+    first, last = curve["evaluations"]
+    assert (first["accuracy"], first["step"], first["seconds"]) == (0.0, 0, 0.0)
+    assert (last["accuracy"], last["step"], last["seconds"]) == (0.75, 5, 15.5)
+
+
+def test_the_curve_is_written_with_the_summary(steered: Tale, tmp_path: Path) -> None:
+    closing.write(summarise("addition", steered.events, MEASURED, {}), steered.events, tmp_path)
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert document["curve"] == curve_of(steered.events)
+
+
+def test_tokens_of_steps_that_changed_nothing_are_not_trained() -> None:
+    tale = Tale().step(1, 1, version=0, tokens=100, updated=False).step(2, 1, version=1, tokens=70, updated=True)
+    assert summarise("run", tale.events, MEASURED, {}).trained_tokens == 70
+
+
+def test_schedule_and_rehearsal_buffer_are_shown_while_there_are_any() -> None:
+    rehearsal = {"waiting": 17, "entries": 32, "loss": 0.5, "grad_norm": 1.0, "updated": True}
+    tale = Tale().step(1, 1, version=1, hint_length=9.25, rehearsal=rehearsal)
+    progress = Progress("run", 10)
+    assert "hint" not in plain_line(progress, tale.at_s)
+    progress.absorb(tale.events[0])
+    shown = _shown(panel(progress, tale.at_s))
+    for words in ("9.2 tokens", "17 demonstrations wait, 32 imitated after the newest step"):
+        assert words in shown
+    progress.schedule = {"kind": "uniform_decay", "phase": 0.5, "low": 0.31, "mean_hint_length": 12.5}
+    assert "low 0.31, 50.0 % done, hints of 12.5 tokens" in _shown(panel(progress, tale.at_s))
+    assert "hint schedule low 0.31" in plain_line(progress, tale.at_s)
+    assert "rehearsal buffer 17" in plain_line(progress, tale.at_s)

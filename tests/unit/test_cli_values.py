@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from common.errors import SettingsError
 from services.cli.assignments import parse_assignments, parse_switch
 from services.cli.commands.steering import leaves, pick
+from services.cli.feeding import with_hints
 from services.cli.progress import describe_changes
 
 
@@ -95,3 +98,24 @@ def test_a_switch_of_kind_is_told_as_such_and_other_changes_key_by_key() -> None
     ]
     assert describe_changes(changes) == "algorithm grpo → sft, optimizer.learning_rate 1e-06 → 0.0002"
     assert describe_changes([]) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("patch", "hints", "added"),
+    [
+        ({"algorithm": {"kind": "bread"}}, {"kind": "none"}, {"kind": "branch_on_failure"}),
+        ({"algorithm": {"kind": "bread"}}, {"kind": "fixed", "ratio": 0.5}, None),
+        ({"algorithm": {"kind": "bread"}}, {"kind": "fixed", "ratio": 0.5, "demonstrations": 1}, "branch_on_failure"),
+        ({"algorithm": {"kind": "luffy"}}, {"kind": "fixed", "ratio": 0.5, "demonstrations": 1}, None),
+        ({"algorithm": {"kind": "grpo"}}, {"kind": "if_unsolved"}, {"kind": "none"}),
+        ({"algorithm": {"kind": "luffy"}, "hints": {"kind": "none"}}, {"kind": "none"}, {"kind": "none"}),
+        ({"algorithm": {"kind": "lufy"}}, {"kind": "none"}, None),
+        ({"algorithm": {"kind": "luffy"}}, {"kind": "of another version"}, None),
+    ],
+)
+def test_a_switch_gets_the_published_hints_only_if_none_are_named_and_the_current_ones_will_not_do(
+    patch: dict[str, Any], hints: dict[str, Any], added: Any
+) -> None:
+    whole, told = with_hints(patch, {"hints": hints})
+    assert whole.get("hints") == ({"kind": added} if isinstance(added, str) else added)
+    assert bool(told) == (whole != patch)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from learner.compute import GRACE_S, ComputeThread
-from learner.trainer import Abandoned
+from learner.outcome import Abandoned
 
 
 def fake_process() -> Any:

@@ -5,24 +5,12 @@ from __future__ import annotations
 from math import sqrt
 
 import pytest
-import torch
-from learner_cases import Lengths, asked, group, rollout, told, trajectory
+from learner_cases import Lengths, asked, at_ratios, close, group, rollout, told, trajectory
 
 from common.config.algorithm import GRPO, DrGRPO
 from common.config.base import Norm, Surrogate
-from common.trajectory import Trajectory
 
 LONG, SHORT = rollout(3, 1.0, seed=1), rollout(1, 0.0, seed=2)
-
-
-def at_ratios(members: tuple[Trajectory, ...], ratios: list[float]) -> list[float]:
-    """Log-probs at which the members' response tokens have these importance ratios."""
-    behaviour = [p for member in members for p in member.behaviour_logprobs[2:].tolist()]
-    return (torch.tensor(behaviour, dtype=torch.float64) + torch.tensor(ratios, dtype=torch.float64).log()).tolist()
-
-
-def close(found: torch.Tensor, wanted: list[float]) -> None:
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-15)
 
 
 def test_grpo_is_equation_seven() -> None:
@@ -76,7 +64,7 @@ def test_the_entropy_bonus_is_a_mean_over_the_sampled_tokens_of_the_step() -> No
 def test_a_hint_is_context_only() -> None:
     """Its tokens have no loss, and the sequence's length is that of what was sampled."""
     hinted = trajectory(Lengths(hint=2, sampled=2), 1.0, seed=3)
-    logprobs = at_ratios((hinted, SHORT), [1.0] * 5)
+    logprobs = at_ratios((hinted, SHORT), [0.3, 0.6, 1.0, 1.0, 1.0])
     result = told(asked(GRPO(divide_by_std=False)), [group(hinted, SHORT)], logprobs)
     close(result.by_logprob_T, [0.0, 0.0, -0.5 / 4, -0.5 / 4, 0.5 / 2])
     assert set(result.sums.record()["ratio"]) == {"policy"}

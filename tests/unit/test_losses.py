@@ -11,6 +11,7 @@ from torch import Tensor
 from common.trajectory import Source
 from learner.batch import PolicyOutputs, TokenBatch
 from learner.losses import (
+    Clip,
     TokenLoss,
     clipped_surrogate,
     is_clipped,
@@ -87,14 +88,14 @@ def test_the_clipped_surrogate_cuts_off_only_what_moves_too_far_in_its_own_favou
     ratio: float, advantage: float, value: float, slope: float, clipped: bool
 ) -> None:
     batch = one_token(advantage, behaviour=0.4)
-    found = outcome(partial(clipped_surrogate, clip_low=0.2, clip_high=0.2), batch, 0.4 * ratio)
+    found = outcome(partial(clipped_surrogate, clip=Clip(0.2, 0.2)), batch, 0.4 * ratio)
     assert found == pytest.approx((value, slope), abs=1e-12)
     outputs = PolicyOutputs(torch.tensor([0.4 * ratio], dtype=torch.float64).log(), torch.zeros(1))
-    assert is_clipped(batch, outputs, clip_low=0.2, clip_high=0.2).item() is clipped
+    assert is_clipped(batch, outputs, clip=Clip(0.2, 0.2)).item() is clipped
 
 
 def test_clip_higher_leaves_more_room_above_than_below() -> None:
-    loss = partial(clipped_surrogate, clip_low=0.2, clip_high=0.28)
+    loss = partial(clipped_surrogate, clip=Clip(0.2, 0.28))
     assert outcome(loss, one_token(1.0), 1.27) == pytest.approx((-1.27, -1.27))
     assert outcome(loss, one_token(1.0), 1.29) == pytest.approx((-1.28, 0.0))
 

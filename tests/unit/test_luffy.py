@@ -12,6 +12,8 @@ from learner_cases import (
     BigramPolicy,
     Lengths,
     asked,
+    at_ratios,
+    close,
     demonstration,
     group,
     mixed_groups,
@@ -21,7 +23,7 @@ from learner_cases import (
     trajectory,
 )
 
-from common.config.algorithm import LUFFY, DrGRPO
+from common.config.algorithm import LUFFY, DrGRPO, LUFFYPaper
 from common.config.base import Norm, Shaping, Surrogate
 from common.trajectory import Group
 from learner.packing import plan_step
@@ -33,12 +35,7 @@ EXPERT_LOGPROBS = [math.log(p) for p in (0.1, 0.9, 1.0)]
 
 
 def rollout_logprobs(ratios: list[float]) -> list[float]:
-    behaviour = FAILED.behaviour_logprobs[2:].tolist()
-    return [b + math.log(r) for b, r in zip(behaviour, ratios, strict=True)]
-
-
-def close(found: torch.Tensor, wanted: list[float], tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=tolerance, atol=1e-15)
+    return at_ratios([FAILED], ratios)
 
 
 def test_luffy_as_its_authors_ran_it() -> None:
@@ -64,12 +61,13 @@ def test_luffy_as_its_authors_ran_it() -> None:
 
 def test_luffy_as_in_the_paper_divides_both_sums_by_all_response_tokens() -> None:
     """Z = 5. The rollout's ratios 1.5 and 0.5 with A < 0: 0.5 is clipped at 0.8."""
-    config = LUFFY(norm=Norm.TOKEN_MEAN, surrogate=Surrogate.CLIPPED, entropy_bonus=0.01)
-    result = told(asked(config), [group(FAILED, EXPERT)], EXPERT_LOGPROBS + rollout_logprobs([1.5, 0.5]))
+    result = told(asked(LUFFYPaper()), [group(FAILED, EXPERT)], EXPERT_LOGPROBS + rollout_logprobs([1.5, 0.5]))
     terms = result.sums.record()["terms"]
     assert terms["expert"] == pytest.approx(-0.5 * (0.5 + 0.9 + 1 / 1.1) / 5, rel=1e-12)
     assert terms["policy"] == pytest.approx(0.5 * (1.5 + 0.8) / 5, rel=1e-12)
+    assert terms["entropy"] == pytest.approx(-0.01, rel=1e-12)
     close(result.by_logprob_T, [s / 5 for s in (-0.125, -0.045, -0.05 / 1.21, 0.75, 0.0)])
+    close(result.by_entropy_T, [0.0, 0.0, 0.0, -0.01 / 2, -0.01 / 2])
     assert result.sums.record()["clip_fraction"] == {"policy": 0.5, "demonstration": 0.0}
 
 
@@ -87,13 +85,14 @@ def test_a_sequence_mean_counts_every_response_token_of_a_sequence() -> None:
         (Shaping.GAMMA, 0.25 / 0.35, 0.1 * 0.25 / 0.35**2),
         (Shaping.NONE, 0.25, 0.25),
         (Shaping.SQRT, 0.5, 0.25),
-        (Shaping.LOG, math.log(1.25), 0.25 / 1.25),
+        (Shaping.POWER, 0.125, 1.5 * 0.125),
+        (Shaping.LOG, -math.log(4), 1.0),
     ],
 )
 def test_every_shaping_at_one_quarter(shaping: Shaping, value: float, slope: float) -> None:
-    """Slope on log p: f'(x) x."""
+    """Slope on log p: f'(x) x. The exponent is 3/2; log x is negative, so that its term is a cost."""
     expert = demonstration(1, 1.0)
-    config = LUFFY(shaping=shaping, entropy_bonus=0.0)
+    config = LUFFY(shaping=shaping, exponent=1.5, entropy_bonus=0.0)
     logprobs = [*rollout_logprobs([1.0, 1.0]), math.log(0.25)]
     result = told(asked(config, longest_response=10), [group(FAILED, expert)], logprobs)
     assert result.sums.record()["terms"]["expert"] == pytest.approx(-0.5 * value / 20, rel=1e-12)
@@ -134,6 +133,40 @@ def test_a_failed_group_may_keep_only_its_demonstration() -> None:
     logprobs = EXPERT_LOGPROBS + rollout_logprobs([1.0, 1.0])
     result = told(asked(config, longest_response=10), [group(FAILED, EXPERT)], logprobs)
     close(result.by_logprob_T, [s / 20 for s in (-0.125, -0.045, -0.05 / 1.21, 0.0, 0.0)])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "values", "slopes", "clipped"),
+    [
+        (0.2, None, (0.2, 0.9, 1.0), (0.0, 0.9, 1.0), 1 / 3),
+        (None, 0.5, (0.1, 0.5, 0.5), (0.1, 0.0, 0.0), 2 / 3),
+        (0.2, 0.5, (0.2, 0.5, 0.5), (0.0, 0.0, 0.0), 1.0),
+    ],
+)
+def test_a_clamped_ratio_has_no_gradient_outside_and_is_reported_as_clipped(
+    low: float | None, high: float | None, values: tuple[float, ...], slopes: tuple[float, ...], clipped: float
+) -> None:
+    config = LUFFY(shaping=Shaping.NONE, ratio_min=low, ratio_max=high, entropy_bonus=0.0)
+    logprobs = EXPERT_LOGPROBS + rollout_logprobs([1.0, 1.0])
+    result = told(asked(config, longest_response=10), [group(FAILED, EXPERT)], logprobs)
+    assert result.terms["expert"] == pytest.approx(-0.5 * sum(values) / 20, rel=1e-12)
+    close(result.by_logprob_T[:3], [-0.5 * slope / 20 for slope in slopes])
+    assert result.sums.record()["clip_fraction"] == {"policy": 0.0, "demonstration": pytest.approx(clipped)}
+
+
+def test_a_clamp_cuts_nothing_off_where_there_is_no_advantage() -> None:
+    flat = group(rollout(2, 1.0, seed=1), EXPERT)
+    result = told(asked(LUFFY(ratio_min=0.95)), [flat], EXPERT_LOGPROBS + rollout_logprobs([1.0, 1.0]))
+    assert result.sums.record()["clip_fraction"] == {"policy": 0.0, "demonstration": 0.0}
+
+
+def test_a_ratio_is_clamped_before_it_is_shaped() -> None:
+    """x = 0.1, 0.9, 1 raised to 0.3 with γ = 0.1: f = 0.75, 0.9, 1/1.1."""
+    config = LUFFY(ratio_min=0.3, entropy_bonus=0.0)
+    logprobs = EXPERT_LOGPROBS + rollout_logprobs([1.0, 1.0])
+    result = told(asked(config, longest_response=10), [group(FAILED, EXPERT)], logprobs)
+    assert result.terms["expert"] == pytest.approx(-0.5 * (0.75 + 0.9 + 1 / 1.1) / 20, rel=1e-12)
+    close(result.by_logprob_T[:3], [s / 20 for s in (0.0, -0.045, -0.05 / 1.21)])
 
 
 def without_demonstrations() -> list[Group]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
@@ -14,6 +15,7 @@ from learner_cases import (
     CONFIGS,
     BigramPolicy,
     asked,
+    completed,
     demonstration,
     group,
     group_strategy,
@@ -21,16 +23,31 @@ from learner_cases import (
     mixed_groups,
     rollout,
     run_step,
+    said,
     told,
 )
 from torch import Tensor
 
-from common.config.algorithm import GRPO, LUFFY, SFT, AlgorithmConfig, DrGRPO
+from common.config.algorithm import (
+    BREAD,
+    DAPO,
+    GRPO,
+    LUFFY,
+    REINFORCE,
+    SFT,
+    UFT,
+    AlgorithmConfig,
+    Corrections,
+    DrGRPO,
+    LUFFYPaper,
+    Mix,
+    NaiveMix,
+)
+from common.config.base import Baseline, Shaping, Statistics, Surrogate
 from common.trajectory import Group
 from learner.batch import PolicyOutputs
 from learner.objective import empty_sums, loss
 from learner.packing import plan_step
-from learner.policy import evaluate
 
 every_algorithm = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{CONFIGS.index(c)}")
 
@@ -77,6 +94,7 @@ def test_any_groups_cut_anyhow_have_the_same_finite_gradient(
 @every_algorithm
 def test_two_ranks_that_share_their_counts_have_the_gradient_of_one(config: AlgorithmConfig) -> None:
     algorithm, model, groups = asked(config), BigramPolicy(), mixed_groups()
+    algorithm = completed(algorithm, plan_step(algorithm, groups, 30), model)
     one, one_sums = run_step(algorithm, plan_step(algorithm, groups, 30), model)
     plans = [plan_step(algorithm, part, 30) for part in (groups[:1], groups[1:])]
     counts = {name: sum(plan.counts[name] for plan in plans) for name in plans[0].counts}
@@ -93,6 +111,16 @@ def test_two_ranks_that_share_their_counts_have_the_gradient_of_one(config: Algo
         DrGRPO(),
         LUFFY(entropy_bonus=0.0),
         LUFFY(entropy_bonus=0.0, divide_by_std=True, negatives_in_failed_groups=False),
+        LUFFYPaper(entropy_bonus=0.0, shaping=Shaping.LOG),
+        NaiveMix(),
+        Mix(statistics=Statistics.POLICY_ONLY),
+        DAPO(drop_flat_groups=False),
+        GRPO(surrogate=Surrogate.GSPO, corrections=Corrections(truncate_at=2.0)),
+        GRPO(surrogate=Surrogate.CISPO, dual_clip=3.0),
+        REINFORCE(baseline=Baseline.GROUP_MEAN),
+        REINFORCE(baseline=Baseline.LEAVE_ONE_OUT),
+        BREAD(),
+        UFT(entropy_bonus=0.0, kl_coefficient=0.0),
     ],
 )
 @given(reward=st.floats(-2, 2))
@@ -107,19 +135,20 @@ def test_equal_rewards_give_no_policy_gradient_at_all(config: AlgorithmConfig, r
 @every_algorithm
 def test_the_pull_of_each_term_is_the_gradient_that_it_sends_to_the_policy(config: AlgorithmConfig) -> None:
     """A term alone sends to log p and H what `pulls_K` says of it; the loss is the sum of the terms."""
-    algorithm = asked(config)
+    algorithm, model = asked(config), BigramPolicy()
     plan = plan_step(algorithm, mixed_groups(), 10**6)
+    algorithm = completed(algorithm, plan, model)
     (micro,) = map(in_float64, plan.micro_batches)
-    model = BigramPolicy()
     with torch.no_grad():
-        said = evaluate(model, micro, 1.0)
+        told = said(algorithm, micro, model)
     for k, term in enumerate(algorithm.terms):
-        outputs = PolicyOutputs(said.logprobs_T.clone().requires_grad_(), said.entropy_T.clone().requires_grad_())
+        logprobs_T, entropy_T = (t.clone().requires_grad_() for t in (told.logprobs_T, told.entropy_T))
+        outputs = replace(told, logprobs_T=logprobs_T, entropy_T=entropy_T)
         value, sums = loss(algorithm, plan, micro, outputs)
         on_T = term.on(micro.tokens)
         alone = term.weight / plan.counts[term.name] * term.loss(micro.tokens, outputs) * term.norm.shares(micro.tokens)
         gradients = torch.autograd.grad(
-            alone[on_T].sum(), [outputs.logprobs_T, outputs.entropy_T], allow_unused=True, retain_graph=True
+            alone[on_T].sum(), [logprobs_T, entropy_T], allow_unused=True, retain_graph=True
         )
         pull = sum(g.abs().sum().item() for g in gradients if g is not None)
         assert sums.pulls_K[k].item() == pytest.approx(pull, rel=1e-12)
@@ -183,8 +212,8 @@ def test_no_value_of_a_token_that_is_not_taught_reaches_the_gradient(config: Alg
         on_T = term.on(micro.tokens)
         logprobs_T = torch.where(on_T, -1.0, extreme).double().requires_grad_()
         entropy_T = torch.ones_like(logprobs_T).requires_grad_()
-        alone = type(algorithm)(algorithm.name, algorithm.admits, algorithm.advantage, (term,))
-        value, _ = loss(alone, plan, micro, PolicyOutputs(logprobs_T, entropy_T))
+        alone = replace(algorithm, terms=(term,))
+        value, _ = loss(alone, plan, micro, PolicyOutputs(logprobs_T, entropy_T, torch.full_like(logprobs_T, -1.0)))
         value.backward()
         assert torch.isfinite(value)
         if logprobs_T.grad is not None:
@@ -199,7 +228,8 @@ def test_hopelessly_stale_tokens_give_finite_gradients(config: AlgorithmConfig) 
     micro = plan.micro_batches[0].to("cpu")
     for logprob in (-1e4, -0.0):
         logprobs_T = torch.full_like(micro.tokens.advantages_T, logprob).requires_grad_()
-        value, sums = loss(algorithm, plan, micro, PolicyOutputs(logprobs_T, logprobs_T.detach() + 1))
+        reference_T = torch.full_like(logprobs_T, -1.0)
+        value, sums = loss(algorithm, plan, micro, PolicyOutputs(logprobs_T, logprobs_T.detach() + 1, reference_T))
         value.backward()
         assert logprobs_T.grad is not None
         assert torch.isfinite(logprobs_T.grad).all()

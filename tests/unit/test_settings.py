@@ -64,6 +64,30 @@ def test_what_is_wrong_is_said_with_its_key(tmp_path: Path, before: str, after: 
         load_run(written(tmp_path, GOOD.replace(before, after, 1)))
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('[expert]\npolicy = "recorded"', r"name the column of the log-probs in \[data.columns\] expert_logprobs"),
+        ('[expert]\npolicy = "scored"', r"name the model that scores demonstrations in \[expert\] model"),
+        ('[expert]\npolicy = "guessed"', "'unit', 'recorded' or 'scored'"),
+        ('[expert]\npath = "x"', "expert.path: this key is not known"),
+    ],
+)
+def test_an_expert_policy_that_lacks_its_source_is_refused(tmp_path: Path, more: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_run(written(tmp_path, f"{GOOD}\n{more}\n"))
+
+
+def test_the_expert_is_unit_unless_it_is_recorded_or_scored(tmp_path: Path) -> None:
+    assert load_run(written(tmp_path, GOOD)).expert.policy == "unit"
+    (tmp_path / "base").mkdir()
+    scored = load_run(written(tmp_path, GOOD + '[expert]\npolicy = "scored"\nmodel = "base"\n'))
+    assert (scored.expert.policy, scored.expert.model) == ("scored", str(tmp_path / "base"))
+    columns = '[data.columns]\nexpert_logprobs = "logp"\nexpert_tokens = "ids"\n'
+    recorded = load_run(written(tmp_path, GOOD + columns + '[expert]\npolicy = "recorded"\n'))
+    assert (recorded.data.columns.expert_logprobs, recorded.data.columns.expert_tokens) == ("logp", "ids")
+
+
 def test_a_missing_run_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"absent\.toml"):
         load_run(tmp_path / "absent.toml")

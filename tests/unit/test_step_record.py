@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ from common.metrics import LearnerMetrics
 from common.trajectory import Finish, Group, Source, Trajectory, VersionSpan
 from learner.lineage import Lineage
 from learner.objective import StepSums
+from learner.outcome import Rehearsed, StepOutcome, Verdict
 from learner.record import Material, StepRecord, Timeline
-from learner.trainer import StepOutcome, Verdict
 
 EVENT_KEYS = {
     *("step", "revision", "version", "algorithm", "hints", "loss", "reward", "reward_parts", "entropy", "staleness"),
     *("staleness_max", "groups", "trajectories", "tokens", "tokens_per_s", "grad_norm", "learning_rate", "hint_length"),
     *("clip_fraction", "effective_sample_size", "ratio", "gradient_weight", "terms", "flat_groups", "updated"),
-    *("stale_dropped", "wait_s", "pack_s", "forward_backward_s", "optimizer_s", "publish_s", "step_s"),
+    *("rehearsal", "stale_dropped", "wait_s", "pack_s", "forward_backward_s", "optimizer_s", "publish_s", "step_s"),
 }
 
 
@@ -87,6 +88,52 @@ def test_an_event_has_every_key_of_the_contract() -> None:
     assert event.keys() == EVENT_KEYS
     assert (event["tokens_per_s"], event["stale_dropped"], event["updated"]) == (20.0, 3, True)
     assert (event["entropy"], event["clip_fraction"]) == (2.0, {"policy": 0.25})
+
+
+def test_a_rehearsal_is_told_with_what_still_waits() -> None:
+    rehearsed = Rehearsed(5, [outcome(Verdict.UPDATED, 0.25)])
+    step = record(material(group(trajectory(1.0))), replace(outcome(Verdict.FLAT), rehearsal=rehearsed))
+    event = step.event()
+    assert event["updated"] is True, "the step itself was flat, its rehearsal was not"
+    assert (event["tokens"], event["trajectories"], event["tokens_per_s"]) == (80, 4, 40.0)
+    told = event["rehearsal"]
+    assert told.pop("seconds") == pytest.approx(0.6)
+    assert told == {"waiting": 5, "entries": 4, "loss": 0.25, "grad_norm": 2.0, "updated": True}
+
+
+def test_no_rehearsal_is_told_as_such_and_null_where_there_is_nothing_to_rehearse() -> None:
+    seen = material(group(trajectory(1.0)))
+    assert record(seen, outcome()).event()["rehearsal"] is None
+    none_yet = record(seen, replace(outcome(), rehearsal=Rehearsed(3))).event()["rehearsal"]
+    assert none_yet == {
+        "waiting": 3,
+        "entries": 0,
+        "loss": None,
+        "grad_norm": None,
+        "updated": False,
+        "seconds": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdict", "rehearsal", "trained", "flat", "skipped"),
+    [
+        (Verdict.FLAT, Verdict.UPDATED, 40, 0, 0),
+        (Verdict.UPDATED, Verdict.UPDATED, 80, 0, 0),
+        (Verdict.UPDATED, Verdict.NOT_FINITE, 40, 0, 1),
+        (Verdict.FLAT, Verdict.NOT_FINITE, 0, 1, 1),
+    ],
+)
+def test_a_rehearsal_counts_as_a_step_does(
+    verdict: Verdict, rehearsal: Verdict, trained: int, flat: int, skipped: int
+) -> None:
+    registry = CollectorRegistry()
+    whole = replace(outcome(verdict), rehearsal=Rehearsed(0, [outcome(rehearsal, math.nan)]))
+    step = record(material(group(trajectory(1.0))), whole)
+    step.measure(LearnerMetrics(registry))
+    json.dumps(step.event(), allow_nan=False)
+    names = ("trained_tokens_total", "steps_without_signal_total", "steps_nonfinite_total", "steps_total")
+    assert [registry.get_sample_value(f"tributary_{name}") for name in names] == [trained, flat, skipped, 1]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

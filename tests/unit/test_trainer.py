@@ -14,7 +14,8 @@ from common.config.hints import WholeDemonstration
 from common.config.live import LiveConfig, OptimizerConfig
 from common.trajectory import Finish, Group, Source, Trajectory
 from learner.model import named_weights, published_weights
-from learner.trainer import Abandoned, Trainer, Verdict, scheduled_rate
+from learner.outcome import Abandoned, Verdict
+from learner.trainer import Trainer, scheduled_rate
 
 LIVE = LiveConfig(algorithm=GRPO(), optimizer=OptimizerConfig(learning_rate=1e-2))
 

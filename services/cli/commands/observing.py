@@ -21,12 +21,13 @@ from services.cli import location
 from services.cli.client import ControlClient, follow
 from services.cli.exit_codes import INTERRUPTED
 from services.cli.panel import number
-from services.cli.progress import Progress, percent
+from services.cli.progress import Progress, describe_rehearsal, describe_schedule, percent
 from services.cli.voice import choose_voice
 
 Json = dict[str, Any]
 STOP_S = 20.0
 _LOOK_S = 0.1
+_STATUS_S = 2.0
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="directory or run file; default: the newest in ./runs")]
 UrlOption = Annotated[str | None, typer.Option("--url", help="the control plane's address", envvar="TRIBUTARY_URL")]
@@ -75,6 +76,10 @@ def _figures(document: Json) -> Table:
         ),
         ("credit", f"{backlog['outstanding']} of {backlog['credit']} groups outstanding"),
     ]
+    if document.get("hint_schedule"):
+        rows.append(("hint schedule", describe_schedule(document["hint_schedule"])))
+    if document.get("rehearsal"):
+        rows.append(("rehearsal buffer", describe_rehearsal(document["rehearsal"])))
     for name, evaluation in document["evaluations"].items():
         rows.append((f"held-out {name}", f"{percent(evaluation.get('accuracy'))} at step {evaluation.get('step')}"))
     grid = Table.grid(padding=(0, 2))
@@ -136,15 +141,32 @@ async def _watch(address: str, document: Json, *, as_json: bool, plain: bool) ->
             if is_news:
                 voice.tell(event, sentence)
 
-    listening = asyncio.create_task(listen())
+    async def look() -> None:
+        while True:
+            progress.schedule = await asyncio.to_thread(_schedule, address, progress.schedule)
+            await asyncio.sleep(_STATUS_S)
+
+    tasks = asyncio.create_task(listen()), asyncio.create_task(look())
     try:
-        while not listening.done():
+        while not any(task.done() for task in tasks):
             voice.show(progress)
             await asyncio.sleep(0.2)
-        listening.result()
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
-        listening.cancel()
+        for task in tasks:
+            task.cancel()
         voice.close()
+
+
+def _schedule(address: str, known: Json | None) -> Json | None:
+    """Where the hint schedule is, which no event tells; what was known while the control plane does not answer."""
+    try:
+        with ControlClient(address) as client:
+            return client.status().get("hint_schedule")
+    except TributaryError:
+        return known
 
 
 def down(run: RunOption = None) -> None:

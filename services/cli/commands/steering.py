@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from common.config.algorithm import ALGORITHMS
-from common.config.base import Material
 from common.config.store import Change, difference
 from common.errors import SettingsError
 from services.cli import location
 from services.cli.assignments import parse_assignments, parse_switch
-from services.cli.client import ControlClient, Refused
+from services.cli.client import ControlClient
 from services.cli.commands.observing import JsonOption, RunOption, UrlOption
+from services.cli.feeding import with_hints
 from services.cli.progress import describe_changes
 
 Json = dict[str, Any]
@@ -168,28 +168,16 @@ def switch(
     """Switch to another algorithm, or change the current one: switch luffy --gamma 0.2 --hints demonstration.
 
     Any --key value before --hints is the algorithm's own; --hints KIND names a hint policy, and what follows it is that
-    policy's. A new kind starts from its published defaults. Kinds and keys: GET /v1/algorithms and /v1/hint-policies.
+    policy's. A new kind starts from its published defaults. Without --hints the current hint policy stays if it feeds
+    the algorithm; if not, the published one comes along. Kinds and keys: GET /v1/algorithms and /v1/hint-policies.
     """
     patch = parse_switch(kind, context.args)
-    try:
-        with _client(run, url) as client:
-            decision = client.patch(patch, reason=reason)
-    except Refused as error:
-        remedy = _remedy(patch) if "hint policy" in str(error) else ""
-        raise Refused(error.status, f"{error}{remedy}", error.problem) from error
+    with _client(run, url) as client:
+        patch, told = with_hints(patch, client.config()["config"])
+        decision = client.patch(patch, reason=reason)
+    if told and not as_json:
+        print(told)
     _show_decision(decision, as_json=as_json)
-
-
-def _remedy(patch: Json) -> str:
-    """What to add to the command line, if the algorithm needs material and no hint policy was named."""
-    if "hints" in patch:
-        return ""
-    needs = {str(a.model_fields["kind"].default): a.requires for a in ALGORITHMS}.get(
-        patch["algorithm"]["kind"], frozenset()
-    )
-    if Material.DEMONSTRATIONS in needs:
-        return "; here: add --hints demonstration"
-    return "; here: add --hints fixed --ratio 0.5" if Material.HINTS in needs else ""
 
 
 def _show_decision(decision: Json, *, as_json: bool) -> None:

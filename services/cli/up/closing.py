@@ -13,6 +13,7 @@ from rich.text import Text
 from common.events import Event
 from services.cli.panel import number
 from services.cli.progress import percent
+from services.cli.up.curve import curve_of
 from services.cli.up.phases import Held, Phase
 from services.cli.up.plot import draw
 from services.cli.up.summary import Summary
@@ -22,8 +23,8 @@ JSON_FILE = "summary.json"
 
 
 def write(summary: Summary, events: Sequence[Event], directory: Path) -> None:
-    """Write summary.json and summary.png into the run directory."""
-    text = json.dumps(summary.as_json(), indent=2, ensure_ascii=False)
+    """Write summary.json, the whole curve included, and summary.png into the run directory."""
+    text = json.dumps(summary.as_json() | {"curve": curve_of(events)}, indent=1, ensure_ascii=False)
     (directory / JSON_FILE).write_text(text + "\n", encoding="utf-8")
     draw(summary.run, events, directory / PLOT_FILE)
 
@@ -72,6 +73,7 @@ def _figures(summary: Summary) -> Table:
         ),
         ("this session", f"{measured.seconds:.0f} s, {measured.restarts} restarts of processes"),
         ("peak memory", f"{measured.peak_memory_bytes / 2**30:.2f} GiB, all processes together"),
+        ("tokens", f"{summary.trained_tokens} trained, {measured.sampled_tokens} sampled in this session"),
         ("weight versions", f"{summary.publications} published, {summary.updates} applied in flight"),
         ("pause per update", _pause(summary)),
         ("staleness", f"{number(summary.staleness, 2)} versions on average"),

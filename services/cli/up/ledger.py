@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from common.errors import SettingsError
 from common.events import Event, EventKind, EventLog
+from common.expert_scores import EXPERT_IDENTITY
 from common.keys import Keys
 
 _BATCH = 5000
@@ -54,8 +55,8 @@ class Ledger:
         return int(await self._redis.unlink(*names)) if names else 0
 
     async def begin(self) -> None:
-        """Forget what only concerned an earlier session: its processes, and that it had finished."""
-        await self._redis.hdel(self._keys.facts, *_END, "dashboard")  # pyright: ignore
+        """Forget what only concerned an earlier session: its processes, its expert, and that it had finished."""
+        await self._redis.hdel(self._keys.facts, *_END, "dashboard", EXPERT_IDENTITY)  # pyright: ignore
         await self._redis.delete(self._keys.processes)
 
     async def forget_end(self) -> None:
@@ -72,11 +73,24 @@ class Ledger:
 
     async def ready(self) -> dict[str, int]:
         """The processes that say that they work, with their ids."""
+        beats = await self._heartbeats()
+        return {str(beat["name"]): int(beat["pid"]) for beat in beats if beat.get("state") == "running"}
+
+    async def sampled_tokens(self) -> int:
+        """How many tokens the generators have sampled, as their last heartbeats tell."""
+        beats = await self._heartbeats()
+        return sum(int(beat.get("generated_tokens") or 0) for beat in beats if beat.get("role") == "generator")
+
+    async def hint_schedule(self) -> dict[str, Any] | None:
+        """Where the hint schedule is, as the curriculum tells; None if there is none, or while Redis is away."""
+        beats = await self._heartbeats()
+        return next((beat.get("hint_schedule") for beat in beats if beat.get("role") == "curriculum"), None)
+
+    async def _heartbeats(self) -> list[dict[str, Any]]:
+        """The last heartbeat of every process; none while Redis is away."""
         with suppress(RedisError, OSError):
-            beats = await self._redis.hvals(self._keys.processes)  # pyright: ignore
-            told = [json.loads(beat) for beat in beats]
-            return {str(beat["name"]): int(beat["pid"]) for beat in told if beat.get("state") == "running"}
-        return {}
+            return [json.loads(beat) for beat in await self._redis.hvals(self._keys.processes)]  # pyright: ignore
+        return []
 
     def note(self, name: str, role: str, state: str, at_s: float) -> None:
         """Put a process event down; `write` sends it."""

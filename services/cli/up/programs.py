@@ -13,6 +13,8 @@ from services.cli.up.program import Program
 
 PARENT = "TRIBUTARY_PARENT"
 LEARNER = "learner"
+SCORER = "scorer"
+_MODULES = {LEARNER: LEARNER, SCORER: "services.generator.scoring"}
 _ROOT = Path(common.__file__).resolve().parent.parent
 
 
@@ -20,12 +22,13 @@ def programs(settings: RunFile, run_file: Path, redis_url: str) -> list[Program]
     """Everything of a run but Redis, in the order in which it is started (what takes longest first)."""
     generators = [f"generator-{number}" for number in range(1, settings.generator.count + 1)]
     named = [(name, "generator") for name in generators]
+    named += [(f"{SCORER}-1", SCORER)] if settings.expert.policy == "scored" else []
     named += [(LEARNER, LEARNER), ("curriculum", "curriculum"), ("control", "control")]
     return [_program(settings, run_file, redis_url, name, role) for name, role in named]
 
 
 def _program(settings: RunFile, run_file: Path, redis_url: str, name: str, role: str) -> Program:
-    module = LEARNER if role == LEARNER else f"services.{role}"
+    module = _MODULES.get(role, f"services.{role}")
     return Program(
         name=name,
         role=role,
@@ -43,7 +46,8 @@ def log_path(settings: RunFile, name: str) -> Path:
 
 def environment(settings: RunFile, role: str) -> dict[str, str]:
     """Our own environment, with what a program of this role needs."""
-    threads = {"generator": settings.generator.threads, LEARNER: settings.learner.threads}.get(role) or 1
+    asked = {"generator": settings.generator, LEARNER: settings.learner, SCORER: settings.expert}.get(role)
+    threads = asked.threads if asked is not None and asked.threads else 1
     added = {
         PARENT: str(os.getpid()),
         "OMP_NUM_THREADS": str(threads),
@@ -62,6 +66,8 @@ def _is_offline(settings: RunFile, role: str) -> bool:
     if role == "curriculum":
         sets: tuple[DatasetSettings, ...] = (settings.data, *settings.evaluation.sets)
         local = local and all(is_local(source.path) for source in sets)
+    if role in (SCORER, "generator") and settings.expert.model is not None:  # a generator's check looks at it too
+        local = local and Path(settings.expert.model).is_dir()
     return local
 
 

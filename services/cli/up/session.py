@@ -177,7 +177,13 @@ class Session:
         """Stop everything unless it is to be kept, and show what became of the run."""
         events = await ledger.events()
         seconds = time.time() - self._started_s
-        measured = Measured(seconds, narrator.first_step_s, vigil.peak_memory_bytes, self._supervisor.restarts)
+        measured = Measured(
+            seconds,
+            narrator.first_step_s,
+            vigil.peak_memory_bytes,
+            self._supervisor.restarts,
+            await ledger.sampled_tokens(),
+        )
         directory = settings.run.directory
         places = {
             "plot": directory / closing.PLOT_FILE,

@@ -15,17 +15,24 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What only `up` itself can know about its session. Times in seconds since it was started."""
+    """What only `up` itself can know about its session. Times in seconds since it was started.
+
+    sampled_tokens: by the generators that live at its end, evaluations included.
+    """
 
     seconds: float
     first_step_s: float | None
     peak_memory_bytes: int
     restarts: int
+    sampled_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run as it stands at its end. pause_share: an engine's mean pause divided by the mean time between updates."""
+    """A run as it stands at its end. pause_share: an engine's mean pause divided by the mean time between updates.
+
+    trained_tokens: response tokens in the losses of all steps that changed the weights.
+    """
 
     run: str
     steps: int
@@ -36,6 +43,7 @@ class Summary:
     pause_share: float | None
     quarantined: int
     staleness: float | None
+    trained_tokens: int
     measured: Measured
     accuracy: dict[str, float | None]
     places: dict[str, str]
@@ -63,6 +71,7 @@ def summarise(run: str, events: Sequence[Event], measured: Measured, places: dic
         pause_share=pause_s / interval_s if pause_s is not None and interval_s else None,
         quarantined=sum(event.kind is EventKind.QUARANTINE for event in events),
         staleness=mean(staleness),
+        trained_tokens=sum(int(step.data.get("tokens") or 0) for step in steps if step.data.get("updated", True)),
         measured=measured,
         accuracy={str(data["dataset"]): data["accuracy"] for data in evaluations},
         places={name: str(path) for name, path in places.items()},

@@ -76,6 +76,7 @@ class Vigil:
                 waiting = self._supervisor.waiting_for()
                 left = f", waiting for {', '.join(waiting)}" if waiting else ""
                 self._voice.say(f"{name} is ready after {now_s - self._began_s:.1f} s{left}", "process", name=name)
+        self._progress.schedule = await self._ledger.hint_schedule()
         facts = await self._ledger.facts()
         if facts is None:
             return

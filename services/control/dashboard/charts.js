@@ -13,6 +13,7 @@ const CHARTS = [
   { name: "gradient", title: "Gradient norm", note: "before clipping", smooth: true, colors: ["--policy"], fromZero: true },
   { name: "nll", title: "Held-out NLL", note: "demonstrations, nats per token", markers: true, optional: true },
   { name: "hints", title: "Hint length", note: "mean tokens shown", optional: true, colors: ["--expert"], fromZero: true },
+  { name: "rehearsal", title: "Rehearsal buffer", note: "demonstrations", optional: true, named: { waiting: "--expert", imitated: "--third" }, fromZero: true },
 ];
 const SOURCES = { policy: "--policy", hint: "--expert", demonstration: "--third" };
 const PALETTE = ["--policy", "--expert", "--third", "--fourth"];

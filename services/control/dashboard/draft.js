@@ -26,10 +26,10 @@ export class Draft {
     else this.edits[part] = { kind };
   }
 
-  // part: a top-level key; key: a key inside it, or null when the part is a plain value.
-  set(part, key, value) {
-    if (key === null) this.edits[part] = value;
-    else this.edits[part] = { ...this.edits[part], [key]: value };
+  // path: a top-level key, then keys inside it: ["publish_every"], ["algorithm", "corrections", "decoupled"].
+  set([part, key, ...inner], value) {
+    if (key === undefined) this.edits[part] = value;
+    else this.edits[part] = { ...this.edits[part], [key]: within(this.document()[part][key], inner, value) };
     this.#forgetSame(part, this.edits[part]);
   }
 
@@ -57,9 +57,14 @@ export class Draft {
     }
     if (edits.kind === this.base[part].kind) delete edits.kind;
     const beginning = this.#beginning(part);
-    for (const [key, value] of Object.entries(edits)) if (key !== "kind" && value === beginning[key]) delete edits[key];
+    for (const [key, value] of Object.entries(edits)) if (key !== "kind" && difference(value, beginning[key]).length === 0) delete edits[key];
     if (Object.keys(edits).length === 0) delete this.edits[part];
   }
+}
+
+// A table with the value at `path` inside it replaced; the value itself if the path is empty.
+function within(table, [key, ...inner], value) {
+  return key === undefined ? value : { ...table, [key]: within(table?.[key], inner, value) };
 }
 
 // What differs between two documents, leaf by leaf: [{path, before, after}].

@@ -70,7 +70,7 @@ export class SwitchForm {
     const id = `${part}.kind`;
     const select = element("select", { id, onchange: (event) => this.#choose(part, event.target.value) }, options);
     const properties = Object.entries(chosen?.schema.properties || {}).filter(([key]) => key !== "kind");
-    const fields = properties.map(([key, property]) => this.#field(part, key, resolved(property, chosen.schema), document_[part][key]));
+    const fields = properties.flatMap(([key, property]) => this.#fields([part, key], resolved(property, chosen.schema), document_[part][key], chosen.schema));
     return element("fieldset", {},
       element("legend", {}, part === "algorithm" ? "Algorithm" : "Hint policy"),
       element("label", { class: "quiet", for: id }, part === "algorithm" ? "Algorithm" : "Hint policy"), select, errorPlace(id),
@@ -80,22 +80,21 @@ export class SwitchForm {
 
   #general() {
     const document_ = this.draft.document();
-    const fields = [];
-    for (const [part, property] of Object.entries(this.schema.properties)) {
-      if (TAGGED.includes(part)) continue;
-      const definition = resolved(property, this.schema);
-      if (!definition.properties) fields.push(this.#field(part, null, definition, document_[part]));
-      else for (const [key, inner] of Object.entries(definition.properties)) {
-        fields.push(this.#field(part, key, resolved(inner, this.schema), document_[part][key]));
-      }
-    }
+    const properties = Object.entries(this.schema.properties).filter(([part]) => !TAGGED.includes(part));
+    const fields = properties.flatMap(([part, property]) => this.#fields([part], resolved(property, this.schema), document_[part], this.schema));
     return element("fieldset", {}, element("legend", {}, "Sampling, optimiser, pacing"), element("div", { class: "fields" }, fields));
   }
 
-  #field(part, key, definition, value) {
-    const id = key === null ? part : `${part}.${key}`;
+  // The fields of a value, or one for each value of a table.
+  #fields(path, definition, value, root) {
+    if (!definition.properties) return [this.#field(path, definition, value)];
+    return Object.entries(definition.properties).flatMap(([key, inner]) => this.#fields([...path, key], resolved(inner, root), value?.[key], root));
+  }
+
+  #field(path, definition, value) {
+    const id = path.join(".");
     const change = (next) => {
-      this.draft.set(part, key, next);
+      this.draft.set(path, next);
       this.#show();
     };
     const shared = { id, "aria-describedby": `${id}-about` };
@@ -103,8 +102,8 @@ export class SwitchForm {
     if (definition.type === "boolean") {
       input = element("input", { ...shared, type: "checkbox", checked: value === true, onchange: (e) => change(e.target.checked) });
     } else if (definition.enum) {
-      const options = definition.enum.map((option) => element("option", { value: option, selected: option === value }, words(option)));
-      input = element("select", { ...shared, onchange: (e) => change(e.target.value) }, options);
+      const options = definition.enum.map((option) => element("option", { value: option, selected: option === value }, words(String(option))));
+      input = element("select", { ...shared, onchange: (e) => change(definition.enum[e.target.selectedIndex]) }, options);
     } else {
       const shown = typeof value === "number" ? plain(value) : value ?? "";
       const placeholder = definition.nullable ? "not set" : "";
@@ -112,7 +111,7 @@ export class SwitchForm {
     }
     const about = element("small", { id: `${id}-about`, class: "about" }, definition.description || "");
     return element("div", { class: definition.type === "boolean" ? "field check" : "field", "data-path": id },
-      element("label", { for: id }, words(key ?? part)), input, about, errorPlace(id));
+      element("label", { for: id }, words(path.slice(path.length > 1 ? 1 : 0).join(": "))), input, about, errorPlace(id));
   }
 
   #choose(part, kind) {
@@ -124,16 +123,22 @@ export class SwitchForm {
     document.getElementById(`${part}.kind`).focus();
   }
 
-  // An algorithm that the hint policy does not feed would be refused: choose one that does, and say so.
+  // With an algorithm comes the hint policy that its authors fed it with; back at the current one, the current policy.
   #fitHints(kind) {
+    const before = this.#policy(this.draft.document().hints.kind);
+    const current = kind === this.draft.base.algorithm.kind;
     const algorithm = this.choices.algorithm.find((entry) => entry.kind === kind);
-    const fits = (policy) => algorithm.requires.every((m) => policy.provides.includes(m)) && policy.provides.every((m) => algorithm.accepts.includes(m));
-    const current = this.choices.hints.find((entry) => entry.kind === this.draft.document().hints.kind);
-    if (!current || fits(current)) return;
-    const fitting = this.choices.hints.find(fits);
-    if (!fitting) return;
-    this.draft.choose("hints", fitting.kind);
-    this.note = `The hint policy changes to “${fitting.title}” as well: “${current.title}” does not suit ${algorithm.title}.`;
+    const { kind: proposed, ...rest } = current ? this.draft.base.hints : algorithm.published_hints;
+    if (proposed === before?.kind) return;
+    this.draft.choose("hints", proposed);
+    if (current) return;
+    for (const [key, value] of Object.entries(rest)) this.draft.set(["hints", key], value);
+    const why = before && fits(algorithm, before) ? "the published one" : `“${before?.title}” does not suit ${algorithm.title}`;
+    this.note = `The hint policy changes to “${this.#policy(proposed)?.title}” as well: ${why}.`;
+  }
+
+  #policy(kind) {
+    return this.choices.hints.find((entry) => entry.kind === kind);
   }
 
   #show() {
@@ -199,6 +204,10 @@ export class SwitchForm {
     for (const place of this.form.querySelectorAll(".field-error")) place.textContent = "";
     for (const input of this.form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
   }
+}
+
+function fits(algorithm, policy) {
+  return algorithm.requires.every((m) => policy.provides.includes(m)) && policy.provides.every((m) => algorithm.accepts.includes(m));
 }
 
 export function changeLine({ path, before, after }) {

@@ -47,6 +47,8 @@ export class RunRecord {
     this.add("rates", "trained", at, data.tokens_per_s);
     this.add("gradient", "norm", at, data.grad_norm);
     this.add("hints", "hint length", at, data.hint_length);
+    this.add("rehearsal", "waiting", at, data.rehearsal?.waiting);
+    this.add("rehearsal", "imitated", at, data.rehearsal?.entries);
     for (const [source, value] of Object.entries(data.ratio || {})) this.add("ratio", source, at, value);
     for (const [source, value] of Object.entries(data.effective_sample_size || {})) this.add("sample-size", source, at, value);
   }

@@ -42,9 +42,17 @@ function showTiles(status) {
   tiles.push(["Trained", number(rates.trained_tokens_per_s), learner.waiting ? "tokens/s · waiting" : "tokens/s"]);
   tiles.push(["Staleness", number(learner.staleness, 2), "versions"]);
   tiles.push(["In flight", `${backlog.outstanding} / ${backlog.credit ?? "–"}`, "groups of credit"]);
+  if (status.hint_schedule) tiles.push(["Hint schedule", percent(status.hint_schedule.phase), scheduleOf(status.hint_schedule)]);
+  if (status.rehearsal) tiles.push(["Rehearsal buffer", number(status.rehearsal.waiting), "demonstrations"]);
   if (backlog.quarantined) tiles.push(["Quarantine", number(backlog.quarantined), "messages", "bad"]);
   byId("tiles").replaceChildren(...tiles.map(([name, value, unit, mood]) =>
     element("div", { class: mood || null }, element("dt", {}, name), element("dd", {}, value), element("dd", { class: "unit" }, unit))));
+}
+
+// What the schedule is at: p of UFT, the least share of Prefix-RFT, and how long hints are of late.
+function scheduleOf({ p, low, mean_hint_length: length }) {
+  const level = p !== null ? `p ${number(p, 2)}` : low !== null ? `from ${percent(low)}` : "";
+  return [level, length === null ? "" : `${number(length)} tokens`].filter(Boolean).join(" · ");
 }
 
 function showProcesses(status) {

@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from common.config.algorithm import ALGORITHMS, AlgorithmConfig
 from common.config.base import Material
-from common.config.hints import HINT_POLICIES, REMEDIES, HintConfig
+from common.config.hints import HINT_POLICIES, HintConfig
 from common.config.live import Json
-from services.control.documents import parse_document
 from services.control.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
@@ -27,6 +26,9 @@ class AlgorithmView(BaseModel):
     summary: str
     requires: list[Material]
     accepts: list[Material]
+    published_hints: Json = Field(
+        description="the hint policy that its authors fed it with", examples=[{"kind": "none"}]
+    )
     defaults: Json = Field(description="the published settings: what the kind alone stands for")
     json_schema: Json = Field(alias="schema", description="JSON schema of its parameters")
 
@@ -75,13 +77,14 @@ def _algorithm(config: type[AlgorithmConfig]) -> AlgorithmView:
         summary=inspect.getdoc(config) or "",
         requires=sorted(config.requires),
         accepts=sorted(config.accepts),
+        published_hints=config.published_hints,
         defaults=config.model_construct().model_dump(mode="json"),
         schema=config.model_json_schema(),
     )
 
 
 def _hint_policy(config: type[HintConfig]) -> HintPolicyView:
-    suggested = _suggestion(config)
+    suggested = config.model_validate(config.suggestion)
     return HintPolicyView(
         kind=config.model_fields["kind"].default,
         title=config.title,
@@ -91,15 +94,3 @@ def _hint_policy(config: type[HintConfig]) -> HintPolicyView:
         suggestion=suggested.model_dump(mode="json"),
         schema=config.model_json_schema(),
     )
-
-
-def _suggestion(config: type[HintConfig]) -> HintConfig:
-    """The policy with its defaults; one that has a choice to make, as the remedies suggest it."""
-    try:
-        return config.model_validate({})
-    except ValidationError:
-        for remedy in REMEDIES.values():
-            document = parse_document(remedy.encode())["hints"]
-            if document["kind"] == config.model_fields["kind"].default:
-                return config.model_validate(document)
-        raise

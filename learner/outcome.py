@@ -1,0 +1,72 @@
+"""The outcome of a step: what the trainer did, told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from learner.objective import StepSums
+
+
+class Verdict(Enum):
+    """What became of a step. FLAT: the gradient was exactly zero, so the optimiser was left alone."""
+
+    UPDATED = "updated"
+    FLAT = "flat"
+    NOT_FINITE = "not finite"
+
+
+class Abandoned(Exception):
+    """The step was given up between two micro-batches; nothing has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """What became of the rehearsals that belong to a step. waiting: demonstrations that still wait after it.
+
+    steps: none; one; or two, if one that an earlier stop had cut off was made up for.
+    """
+
+    waiting: int
+    steps: Sequence[StepOutcome] = ()
+
+    @property
+    def updated(self) -> bool:
+        """Whether the policy changed."""
+        return any(step.verdict is Verdict.UPDATED for step in self.steps)
+
+    @property
+    def failed(self) -> list[StepOutcome]:
+        """The rehearsals whose loss or gradient was not finite; their demonstrations are dropped."""
+        return [step for step in self.steps if step.verdict is Verdict.NOT_FINITE]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """One optimiser step, told. grad_norm: before clipping. learning_rate: after warm-up. tokens: of responses.
+
+    rehearsal: None unless the algorithm rehearses. All other fields are about the step itself.
+    """
+
+    verdict: Verdict
+    sums: StepSums
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    trajectories: int
+    flat_groups: int
+    pack_s: float
+    forward_backward_s: float
+    optimizer_s: float
+    rehearsal: Rehearsed | None = None
+
+    @property
+    def updated(self) -> bool:
+        """Whether the policy changed, in the step itself or in its rehearsal."""
+        return self.verdict is Verdict.UPDATED or (self.rehearsal is not None and self.rehearsal.updated)
+
+    @property
+    def seconds(self) -> float:
+        """The time that the step itself took."""
+        return self.pack_s + self.forward_backward_s + self.optimizer_s
