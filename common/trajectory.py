@@ -180,8 +180,8 @@ class Request:
     """What a generator consumes: one prompt, the plan of its group, and all that is needed to carry it out.
 
     revision: the live configuration it was made under. search: replace the planned rollouts by a branched group if the
-    search finds one. score_demonstration asks for the mean log-prob of the first
-    demonstration under the policy (held-out NLL).
+    search finds one. score_demonstration asks for the log-prob of the first demonstration under the policy, summed over
+    its tokens (held-out NLL).
     """
 
     request_id: str

@@ -255,7 +255,7 @@ def _request(fields: Fields) -> Request:
             demonstrations=_members(demonstrations),
             gate=_optional_count(gate[0] if gate else None),
         ),
-        sampling=Sampling(float(temperature), int(max_tokens)),
+        sampling=Sampling(_finite(temperature), int(max_tokens)),
         demonstrations=tuple(_demonstration(d) for d in fields["demonstrations"]),
         dataset=str(fields["dataset"]),
         for_version=int(fields["for_version"]),

@@ -202,6 +202,10 @@ class BranchOnFailure(Hinting):
             raise ValueError(f"band_low ({self.band_low}) must be below band_high ({self.band_high})")
         return self
 
+    def can_take(self, rollouts: int) -> bool:
+        """Whether any share of so many rollouts lies inside the band. Of a single one, none or all is right."""
+        return any(self.band_low < right / rollouts < self.band_high for right in range(rollouts + 1))
+
 
 Hints = Annotated[
     NoHints | WholeDemonstration | IfUnsolved | FixedHint | CosineBinomial | UniformDecay | BranchOnFailure,

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from common.config.algorithm import HPT, Algorithm, DrGRPO
 from common.config.base import Frozen, Material
-from common.config.hints import Hints, IfUnsolved, NoHints
+from common.config.hints import BranchOnFailure, Hints, IfUnsolved, NoHints
 from common.errors import ConfigRejected
 
 Json = dict[str, Any]
@@ -67,6 +67,12 @@ class LiveConfig(Frozen):
             )
         if algorithm.rollouts == 0 and Material.DEMONSTRATIONS not in provided:
             raise ValueError("no rollouts and no demonstrations leave a group empty: raise algorithm.rollouts")
+        if isinstance(self.hints, BranchOnFailure) and not self.hints.can_take(algorithm.rollouts):
+            raise ValueError(
+                f'hint policy "branch_on_failure" takes a branch where a share between {self.hints.band_low} and '
+                f"{self.hints.band_high} is right, which is no number of {algorithm.rollouts} rollouts: raise "
+                "algorithm.rollouts, or widen hints.band_low and hints.band_high"
+            )
         return self
 
 

@@ -9,7 +9,8 @@ Lv et al., 2025, https://arxiv.org/abs/2509.04419
         A_i   = R_i - mean R, rho_t = pi_theta / pi_old, divided by sequences times the longest response
 
 Departures: the demonstration of a gated prompt is imitated whatever its grade is, as under SFT. L_SFT is a token mean
-whatever norm says, over the whole step and not per micro-batch.
+whatever norm says, over the whole step and not per micro-batch. The sequences that L_RL is divided by are all that are
+seen in the step, the demonstrations of gated prompts among them.
 """
 
 from __future__ import annotations

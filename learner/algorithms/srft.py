@@ -17,7 +17,8 @@ parts of L_on share one mean over all sampled tokens. An unknown pi_phi is taken
 The negative part of L_on is not bounded below. self_reward advantage replaces +-1 times log pi_theta by A_i rho_t with
 rho_t = pi_theta / pi_old, which is (the authors' code; to be preferred in long runs); w_RL stays on right rollouts.
 
-Departures: the first tokens of a rollout that was shown a hint are context only. w_RL and w_SFT are read from the
+Departures: the first tokens of a rollout that was shown a hint are context only. With norm constant each of the three
+is divided by all sequences, not by its own. w_RL and w_SFT are read from the
 entropy within [0, 20]. sft_entropy_sign 1 is what an audit reports of the authors' code; the paper is the default.
 """
 

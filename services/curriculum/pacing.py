@@ -26,7 +26,7 @@ from services.curriculum.hints import cut_of, level
 from services.curriculum.order import Order
 from services.curriculum.outcomes import Answers, Ledger, decode_outcomes, split
 from services.curriculum.prompts import PromptSet
-from services.curriculum.scored import ScoredDemonstrations
+from services.curriculum.scored import LATE_S, ScoredDemonstrations
 from services.curriculum.set_aside import SetAsideReport
 from services.curriculum.state import Evaluation, State, decode_state
 from services.curriculum.training import TrainingRequests
@@ -89,6 +89,7 @@ class Curriculum:
                 await self._issue(revision)
                 await self._say_if_nothing_fits(revision)
                 await self._say_if_nothing_is_cut(revision)
+                await self._say_if_scores_are_late()
             await self._evaluate_if_due(revision, finished)
             await self._say_what_is_set_aside()
             entries = await self._process.patiently("take outcomes", self._take)
@@ -183,6 +184,17 @@ class Curriculum:
             f"no demonstration of the last {self._requests.uncut} can be cut after a {cut} inside it (revision "
             f'{revision.number}): set hints.cut to "token" or another of {", ".join(Cut)}, or [data] step_separator to '
             "what ends a step"
+        )
+        log.warning(text)
+        await self._process.tell(EventKind.NOTICE, {"text": text})
+
+    async def _say_if_scores_are_late(self) -> None:
+        """Tell once that nothing is issued because the next prompt's demonstrations are not scored."""
+        if not self._requests.scores_are_late():
+            return
+        text = (
+            f"no request has been issued for {LATE_S:.0f} s: the next prompt waits until the expert has scored its "
+            'demonstrations ([expert] policy = "scored"): see whether a scorer is running, and what its log says'
         )
         log.warning(text)
         await self._process.tell(EventKind.NOTICE, {"text": text})

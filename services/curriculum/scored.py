@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from common.connection import Patience
 from common.expert_scores import ExpertScores, Score, score_key
@@ -12,7 +14,10 @@ from common.trajectory import ScoreTask
 from services.curriculum.prompts import Prepared, Prompt
 
 ASK_AGAIN_S = 30.0
+LATE_S = 60.0
 KEPT_SCORES = 4096
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +34,11 @@ class Wanted:
 
 
 class ScoredDemonstrations:
-    """The scores known here, and what was asked for. The run's scores themselves are kept in Redis by their content."""
+    """The scores known here, and what was asked for. The run's scores themselves are kept in Redis by their content.
+
+    They are the scores of one expert. When a scorer says that it serves another, they are forgotten and asked for anew;
+    what the one before refused stays set aside until the curriculum is started again.
+    """
 
     def __init__(self, scores: ExpertScores, patiently: Patience, clock_s: Callable[[], float]) -> None:
         self._scores = scores
@@ -39,52 +48,67 @@ class ScoredDemonstrations:
         self._asked_s: dict[str, float] = {}
         self._keys: dict[tuple[str, int], str] = {}
         self._identity = ""
-        self.waiting = 0
+        self._stuck_since_s: float | None = None
 
     def score(self, wanted: Wanted) -> Score | None:
         """The score of a demonstration; None while there is none."""
         return self._found.get(wanted.name)
 
     async def follow(self, wanted: Iterable[Wanted]) -> None:
-        """Take in the scores that are there, and ask for those that are not, in order. waiting: how many those are.
+        """Take in the scores that are there, and ask for those that are not, in order.
 
         A task that a scorer gave back is asked for anew; what is on its way already is passed over by the stream.
         """
-        missing = [w for w in wanted if w.name not in self._found]
-        self.waiting = len(missing)
-        if not missing or not await self._expert_is_known():
+        if not await self._expert_is_known():
             return
-        keys = [self._key(w) for w in missing]
-        known = await self._patiently("read expert scores", lambda: self._scores.known(keys))
+        missing = [w for w in wanted if w.name not in self._found]
+        self._keys = {w.name: self._key(w) for w in missing}
+        known = await self._patiently("read expert scores", lambda: self._scores.known(list(self._keys.values())))
         unknown: list[ScoreTask] = []
-        for item, key in zip(missing, keys, strict=True):
+        for item in missing:
+            key = self._keys[item.name]
             if key in known:
-                self._keep(item, key, known[key])
-            elif self._clock_s() - self._asked_s.get(key, float("-inf")) >= ASK_AGAIN_S:
+                self._keep(item, known[key])
+            elif self._clock_s() - self._asked_s.get(key, -inf) >= ASK_AGAIN_S:
                 unknown.append(ScoreTask(key, item.prompt.tokens, item.demonstration.tokens))
         await self._ask(unknown)
-        self.waiting = len(missing) - len(known)
+
+    def is_late(self, *, stuck: bool) -> bool:
+        """Whether requests have now been `stuck` for long, waiting for a score; true once, until they go on."""
+        now_s = self._clock_s()
+        if not stuck:
+            self._stuck_since_s = None
+        elif self._stuck_since_s is None:
+            self._stuck_since_s = now_s
+        elif now_s - self._stuck_since_s >= LATE_S:
+            self._stuck_since_s = inf
+            return True
+        return False
 
     async def _ask(self, tasks: Sequence[ScoreTask]) -> None:
+        """Ask, and remember when; what is not wanted any more is forgotten."""
         if tasks:
             await self._patiently("ask for expert scores", lambda: self._scores.ask(tasks))
-            self._asked_s |= {task.key: self._clock_s() for task in tasks}
+        asked_s = self._asked_s | {task.key: self._clock_s() for task in tasks}
+        self._asked_s = {key: asked_s[key] for key in self._keys.values() if key in asked_s}
 
     async def _expert_is_known(self) -> bool:
         """Whether a scorer has said who the expert is: the scores of another one are not its scores."""
-        self._identity = self._identity or await self._patiently("read who the expert is", self._scores.identity)
+        identity = await self._patiently("read who the expert is", self._scores.identity)
+        if identity and identity != self._identity:  # "": Redis lost it, and the scorer will say it again
+            if self._identity:
+                log.warning("another expert is served", extra={"was": self._identity, "is": identity})
+            self._identity = identity
+            self._found.clear()
+            self._keys.clear()
         return bool(self._identity)
 
     def _key(self, wanted: Wanted) -> str:
-        key = self._keys.get(wanted.name)
-        if key is None:
-            key = score_key(self._identity, wanted.prompt.tokens, wanted.demonstration.tokens)
-            self._keys[wanted.name] = key
-        return key
+        """The key of its score, worked out once while it is wanted."""
+        known = self._keys.get(wanted.name)
+        return known or score_key(self._identity, wanted.prompt.tokens, wanted.demonstration.tokens)
 
-    def _keep(self, wanted: Wanted, key: str, score: Score) -> None:
+    def _keep(self, wanted: Wanted, score: Score) -> None:
         self._found[wanted.name] = score
-        self._asked_s.pop(key, None)
-        self._keys.pop(wanted.name, None)
         if len(self._found) > KEPT_SCORES:
             self._found.popitem(last=False)

@@ -22,7 +22,7 @@ from services.curriculum.state import State
 
 LOOKED_THROUGH = 256
 AHEAD = 256
-PREPARED_AHEAD = 32
+PREPARED_AT_ONCE = 32
 OF_LATE = 256
 
 
@@ -57,6 +57,7 @@ class TrainingRequests:
         self.passed_over = 0
         self.uncut = 0
         self.held_back = False
+        self._stuck = False
         self._order = order
         self._seed = seed
         self._scored = scored
@@ -65,12 +66,16 @@ class TrainingRequests:
     async def look_ahead(self, revision: Revision, cursor: Cursor) -> None:
         """Ask for the scores of the next prompts' demonstrations, if there is an expert to score them."""
         if self._scored is not None and demonstrations_used(revision.live.hints):
-            await self._scored.follow(self._wanted(revision, cursor))
+            await self._scored.follow(islice(self._wanted(revision, cursor), AHEAD))
+
+    def scores_are_late(self) -> bool:
+        """Whether no request could be made for long, for want of scores; true once, until requests go on."""
+        return self._scored is not None and self._scored.is_late(stuck=self._stuck)
 
     def next(self, revision: Revision, state: State, count: int) -> tuple[list[Request], State]:
         """The next `count` requests, as far as a bounded search finds them, and the state after them."""
         requests: list[Request] = []
-        cursor, issued = state.cursor, state.issued
+        cursor, issued, unready = state.cursor, state.issued, 0
         live = revision.live
         self.held_back = False
         if count > 0 and demonstrations_used(live.hints):
@@ -80,6 +85,9 @@ class TrainingRequests:
                 break
             index, following = self._order.at(cursor)
             prompt = self.prompts.prompts[index]
+            unready += demonstrations_used(live.hints) > 0 and not self.prompts.is_ready(prompt)
+            if unready > PREPARED_AT_ONCE:  # long ones take their time, and the process has more to do
+                break
             known = self._demonstrations(revision, prompt)
             if known is None:
                 self.held_back = True
@@ -94,6 +102,7 @@ class TrainingRequests:
             self._observe(live.hints, known, planned)
             requests.append(_request(revision, prompt, planned, known, f"{state.life}:{issued}"))
             issued, self.passed_over = issued + 1, 0
+        self._stuck = self.held_back and not requests
         return requests, replace(state, cursor=cursor, issued=issued)
 
     def absorbed(self, outcomes: Sequence[Outcome]) -> dict[str, str]:
@@ -146,7 +155,7 @@ class TrainingRequests:
         used = demonstrations_used(revision.live.hints)
         for prompt in islice(self._from(cursor), min(AHEAD, len(self.prompts))):
             unready += not self.prompts.is_ready(prompt)
-            if unready > PREPARED_AHEAD:
+            if unready > PREPARED_AT_ONCE:
                 return
             yield from (Wanted(prompt, prepared) for prepared in self.prompts.fitting(prompt, longest)[:used])
 

@@ -16,6 +16,8 @@ from generator_bench import GeneratorBench, request, until
 from redis.asyncio import Redis
 from redis_process import RedisProcess
 
+from common.trajectory import AnchorSearch
+
 pytestmark = pytest.mark.asyncio
 Spawn = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -59,6 +61,29 @@ async def test_a_killed_generators_request_is_redone_by_another_none_lost_none_t
     assert {outcome.request_id for outcome in await bench.outcomes()} == {f"r{i}" for i in range(12)}
     assert len(await bench.outcomes()) == 12
     assert sum(group.generator == "generator-2" for group in groups) >= 4
+    assert await bench.delivery.requests.length() == 0
+    assert await bench.quarantined() == []
+
+
+async def test_a_search_whose_generator_is_killed_between_its_probes_ends_in_one_group(
+    bench: GeneratorBench, spawn: Spawn
+) -> None:
+    search = AnchorSearch(cuts=(1, 2, 3, 4, 5), members=3, probes=3, above=0.0, below=1.0, always=True)
+    await bench.issue(*(request(i, search=search) for i in range(4)))  # all is right: the hint shrinks, probe by probe
+    victim = spawn("generator-1", FAKE_TOKEN_S="0.3")
+
+    async def in_its_second_probe() -> bool:
+        return (await bench.heartbeat("generator-1")).get("generated_tokens", 0) > 4 * 3 * 6
+
+    await until(in_its_second_probe, 60)
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    assert await bench.groups() == []
+    spawn("generator-2", FAKE_TOKEN_S="0.01")
+    await until(lambda: _answered(bench, 4), 60)
+    await asyncio.sleep(1.0)  # time for a second answer to appear, if there were one
+    assert sorted(group.group_id for group in await bench.groups()) == [f"r{i}" for i in range(4)]
+    assert [(o.probes, len(o.hinted_rewards), o.hint_length) for o in await bench.outcomes()] == [(2, 3, 1)] * 4
     assert await bench.delivery.requests.length() == 0
     assert await bench.quarantined() == []
 

@@ -242,6 +242,7 @@ async def test_a_redis_that_restarts_empty_does_not_end_the_scorer(
     async with scoring(bench, FakeEngine()):
         await until(bench.scores.identity)
         await bench.redis.flushall()
+        await until(bench.scores.identity)  # else a curriculum that starts now would never ask
         task = bench.task(1)
         await bench.scores.ask([task])
         await bench.until_answered(task)

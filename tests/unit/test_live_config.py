@@ -64,6 +64,11 @@ def test_grpo_alone_is_equation_7_and_dr_grpo_drops_both_biases() -> None:
         ({"algorithm": {"kind": "uft"}}, "", 'set {"hints": {"kind": "cosine_binomial"}} in the same change'),
         ({"algorithm": {"kind": "bread"}, "hints": DEMONSTRATION}, "", '{"hints": {"kind": "branch_on_failure"}}'),
         ({"algorithm": {"kind": "relift"}}, "", 'set {"hints": {"kind": "if_unsolved"}} in the same change'),
+        (
+            {"algorithm": {"kind": "bread", "rollouts": 1}, "hints": {"kind": "branch_on_failure"}},
+            "",
+            "between 0.0 and 1.0 is right, which is no number of 1 rollouts: raise algorithm.rollouts",
+        ),
         ({"algorithm": {"kind": "hpt", "gate": 2}, "hints": {"kind": "if_unsolved"}}, "", '{"hints": {"gate": 2}}'),
         ({"algorithm": {"kind": "grpo", "dual_clip": 1.0}}, "algorithm.dual_clip", "greater than 1"),
         ({"algorithm": {"kind": "grpo", "surrogate": "ppo"}}, "algorithm.surrogate", "'gspo'"),

@@ -197,6 +197,21 @@ def test_a_rehearsal_that_was_given_up_is_made_up_for_with_the_same_bits(restart
     assert same(everything(through), everything(stopped))
 
 
+def test_a_rehearsal_that_is_given_up_twice_is_still_owed() -> None:
+    """The second time before the step itself: that is not made either, and comes again."""
+    asked: LiveConfig = live(REHEARSING)
+    through, stopped = trainer(), trainer()
+    through.step(asked, [failed(1), solved(2), failed(3)], heed)
+    stopped.step(asked, [failed(1), solved(2), failed(3)], GivingUp(1))
+    before = everything(stopped)
+    with pytest.raises(Abandoned):
+        stopped.step(asked, [solved(4)], GivingUp(0))
+    assert same(before, everything(stopped))
+    for subject in (through, stopped):
+        subject.step(asked, [solved(4)], heed)
+    assert same(everything(through), everything(stopped))
+
+
 def test_what_is_owed_is_forgotten_when_another_algorithm_comes_into_force() -> None:
     subject = trainer()
     subject.step(live(REHEARSING), [failed(1), solved(2), failed(3)], GivingUp(1))

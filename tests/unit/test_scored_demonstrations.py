@@ -21,7 +21,7 @@ from common.trajectory import ScoreTask
 from services.curriculum.order import Order
 from services.curriculum.outcomes import Ledger
 from services.curriculum.prompts import PromptSet, load_prompts
-from services.curriculum.scored import ASK_AGAIN_S, ScoredDemonstrations
+from services.curriculum.scored import ASK_AGAIN_S, LATE_S, ScoredDemonstrations
 from services.curriculum.set_aside import Reason
 from services.curriculum.state import State
 from services.curriculum.tokens import Tokeniser
@@ -81,9 +81,10 @@ class Rig:
         self.state = State("life")
         self.hints("demonstration")
 
-    def hints(self, kind: str) -> None:
+    def hints(self, kind: str, **parameters: Any) -> None:
         algorithm = {"kind": "luffy"} if kind == "demonstration" else {"kind": "grpo"}
-        live = parse_live({"algorithm": algorithm, "hints": {"kind": kind}, "sampling": {"max_response_tokens": 16}})
+        hints = {"kind": kind, **parameters}
+        live = parse_live({"algorithm": algorithm, "hints": hints, "sampling": {"max_response_tokens": 16}})
         self.revision = Revision(1, live, Author("test", "test"), 0.0, "", ())
 
     async def turn(self, count: int = 10) -> list[Any]:
@@ -128,6 +129,63 @@ async def test_what_a_scorer_gave_back_is_asked_for_anew(tmp_path: Path) -> None
     rig.clock.now_s = ASK_AGAIN_S
     await rig.turn()
     assert len(rig.scores.asked) == 2
+
+
+async def test_another_expert_is_asked_anew_at_once_and_the_scores_of_the_one_before_are_forgotten(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, ["a", "b"])
+    await rig.turn()
+    rig.scores.score(rig.scores.asked[0])
+    assert len(await rig.turn(1)) == 1
+    rig.scores.expert = "expert-2"  # a scorer began again with other weights, and gives back what it is asked for
+    assert await rig.turn(1) == []
+    assert len({task.key for task in rig.scores.asked}) == 4
+    for task in rig.scores.asked[2:]:
+        rig.scores.score(task, -2.0)
+    made = await rig.turn(2)
+    assert [r.demonstrations[0].expert_logprobs.tolist() for r in made] == [[-2.0, -2.0]] * 2
+
+
+async def test_an_expert_that_redis_forgot_is_still_the_same_one(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, ["a"])
+    await rig.turn()
+    rig.scores.score(rig.scores.asked[0])
+    assert len(await rig.turn(1)) == 1
+    for expert in ("", "expert-1"):
+        rig.scores.expert = expert
+        assert len(await rig.turn(1)) == 1
+    assert len(rig.scores.asked) == 1
+
+
+async def test_that_no_score_comes_for_long_is_known_once_until_requests_go_on(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, ["a", "b"])
+
+    async def late(now_s: float) -> bool:
+        rig.clock.now_s = now_s
+        await rig.turn(1)
+        return rig.requests.scores_are_late()
+
+    assert [await late(now_s) for now_s in (0.0, LATE_S - 1, LATE_S, LATE_S + 1)] == [False, False, True, False]
+    rig.scores.score(rig.scores.asked[0])
+    rig.clock.now_s = 2 * LATE_S
+    assert [len(await rig.turn(2)), rig.requests.held_back, rig.requests.scores_are_late()] == [1, True, False]
+    assert [await late(now_s) for now_s in (2 * LATE_S, 3 * LATE_S)] == [False, True]
+
+
+async def test_as_many_demonstrations_are_wanted_at_once_as_are_kept_however_many_a_prompt_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.curriculum.scored.KEPT_SCORES", 6)
+    monkeypatch.setattr("services.curriculum.training.AHEAD", 6)
+    rig = Rig(tmp_path, [["a", "b", "c", "d"]] * 4)
+    rig.hints("demonstration", count=4)
+    made: list[Any] = []
+    for _ in range(10):
+        made += await rig.turn(1)
+        for task in rig.scores.asked:
+            rig.scores.score(task)
+    assert [r.plan.demonstrations for r in made[:4]] == [4] * 4
 
 
 async def test_nothing_is_asked_before_the_expert_is_known_or_where_nothing_is_shown(tmp_path: Path) -> None:
@@ -183,3 +241,10 @@ async def test_a_large_set_is_made_ready_and_asked_for_little_by_little(tmp_path
     await rig.turn()
     assert len(rig.scores.asked) == 64
     assert len({task.key for task in rig.scores.asked}) == 64  # the prompts differ
+
+
+async def test_no_turn_makes_many_demonstrations_ready_where_nothing_is_scored_either(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, ["ab"] * 100)
+    order = Order(100, 0, shuffle=False)
+    rig.requests = TrainingRequests(rig.prompts, order, 0, Ledger({}), None)
+    assert [len(await rig.turn(64)) for _ in range(4)] == [32, 32, 32, 64]  # then all is ready

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_policy import heed, same, tiny_model, weights
 
 from common.config.algorithm import GRPO, SFT
 from common.config.hints import WholeDemonstration
 from common.config.live import LiveConfig, OptimizerConfig
 from common.trajectory import Finish, Group, Source, Trajectory
-from learner.model import named_weights, published_weights
+from learner.model import published_weights
 from learner.outcome import Abandoned, Verdict
 from learner.trainer import Trainer, scheduled_rate
 
 LIVE = LiveConfig(algorithm=GRPO(), optimizer=OptimizerConfig(learning_rate=1e-2))
-
-
-def heed() -> None:
-    """Nothing is in the way."""
-
-
-def model(*, tied: bool = False) -> Any:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        max_position_embeddings=32,
-        tie_word_embeddings=tied,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def group(seed: int, rewards: tuple[float, ...] = (1.0, 0.0, 0.0)) -> Group:
@@ -49,16 +29,8 @@ def group(seed: int, rewards: tuple[float, ...] = (1.0, 0.0, 0.0)) -> Group:
     return Group(f"g{seed}", "p", 1, "generator-1", tuple(members))
 
 
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in named_weights(trainer.model).items()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
-
-
 def test_a_step_moves_every_matrix_and_counts_as_an_update() -> None:
-    trainer = Trainer(model(), 64)
+    trainer = Trainer(tiny_model(), 64)
     before = weights(trainer)
     outcome = trainer.step(LIVE, [group(1), group(2)], heed)
     assert outcome.verdict is Verdict.UPDATED
@@ -68,13 +40,13 @@ def test_a_step_moves_every_matrix_and_counts_as_an_update() -> None:
 
 
 def test_the_gradient_does_not_depend_on_how_a_step_is_cut_into_micro_batches() -> None:
-    norms = [Trainer(model(), budget).step(LIVE, [group(1), group(2)], heed).grad_norm for budget in (7, 21, 1000)]
+    norms = [Trainer(tiny_model(), budget).step(LIVE, [group(1), group(2)], heed).grad_norm for budget in (7, 21, 1000)]
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
 
 def test_clipping_bounds_the_update_and_reports_the_norm_before_it() -> None:
     bounded = LIVE.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e-2, max_grad_norm=1e-6)})
-    loose, tight = Trainer(model(), 64), Trainer(model(), 64)
+    loose, tight = Trainer(tiny_model(), 64), Trainer(tiny_model(), 64)
     assert loose.step(LIVE, [group(1)], heed).grad_norm == tight.step(bounded, [group(1)], heed).grad_norm
     moments = tight.tensors()["optimizer"]
     total = sum(float(m.square().sum()) for name, m in moments.items() if name.endswith("exp_avg"))
@@ -82,7 +54,7 @@ def test_clipping_bounds_the_update_and_reports_the_norm_before_it() -> None:
 
 
 def test_equal_rewards_leave_weights_and_optimiser_alone() -> None:
-    trainer = Trainer(model(), 64)
+    trainer = Trainer(tiny_model(), 64)
     before = weights(trainer)
     outcome = trainer.step(LIVE, [group(1, (1.0, 1.0))], heed)
     assert (outcome.verdict, outcome.grad_norm, outcome.flat_groups) == (Verdict.FLAT, 0.0, 1)
@@ -92,12 +64,12 @@ def test_equal_rewards_leave_weights_and_optimiser_alone() -> None:
 
 def test_groups_with_nothing_for_the_algorithm_make_a_flat_step() -> None:
     live = LiveConfig(algorithm=SFT(), hints=WholeDemonstration())
-    assert Trainer(model(), 64).step(live, [group(1)], heed).verdict is Verdict.FLAT
+    assert Trainer(tiny_model(), 64).step(live, [group(1)], heed).verdict is Verdict.FLAT
 
 
 @pytest.mark.parametrize("rewards", [(1e38, -3e38, 1e38), (1e300, 0.0, 0.0)])
 def test_a_step_that_is_not_finite_changes_nothing(rewards: tuple[float, ...]) -> None:
-    trainer = Trainer(model(), 64)
+    trainer = Trainer(tiny_model(), 64)
     live = LIVE.model_copy(update={"algorithm": GRPO(divide_by_std=False)})
     before = weights(trainer)
     assert trainer.step(live, [group(1, rewards)], heed).verdict is Verdict.NOT_FINITE
@@ -106,7 +78,7 @@ def test_a_step_that_is_not_finite_changes_nothing(rewards: tuple[float, ...]) -
 
 
 def test_an_abandoned_step_changes_nothing() -> None:
-    trainer = Trainer(model(), 7)
+    trainer = Trainer(tiny_model(), 7)
     before = weights(trainer)
     calls = iter([None, None, Abandoned("stop")])
 
@@ -118,16 +90,16 @@ def test_an_abandoned_step_changes_nothing() -> None:
     with pytest.raises(Abandoned):
         trainer.step(LIVE, [group(1)], give_up)
     assert same(before, weights(trainer))
-    undisturbed = Trainer(model(), 7)
+    undisturbed = Trainer(tiny_model(), 7)
     assert trainer.step(LIVE, [group(1)], heed).grad_norm == undisturbed.step(LIVE, [group(1)], heed).grad_norm
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_restored_trainer_goes_on_with_the_same_bits(tied: bool) -> None:
-    first = Trainer(model(tied=tied), 64)
+    first = Trainer(tiny_model(tied=tied), 64)
     first.step(LIVE, [group(1)], heed)
     saved = {name: {key: t.clone() for key, t in tensors.items()} for name, tensors in first.tensors().items()}
-    second = Trainer(model(tied=tied), 64)
+    second = Trainer(tiny_model(tied=tied), 64)
     second.restore(saved, first.updates)
     for trainer in (first, second):
         trainer.step(LIVE, [group(2)], heed)
@@ -136,14 +108,14 @@ def test_a_restored_trainer_goes_on_with_the_same_bits(tied: bool) -> None:
 
 
 def test_the_state_of_another_model_is_refused() -> None:
-    trainer = Trainer(model(), 64)
+    trainer = Trainer(tiny_model(), 64)
     other = {**trainer.tensors(), "model": {"weight": torch.zeros(2)}}
     with pytest.raises(ValueError, match="other names or shapes"):
         trainer.restore(other, 0)
 
 
 def test_tied_weights_are_published_once_and_as_a_copy() -> None:
-    tied = model(tied=True)
+    tied = tiny_model(tied=True)
     published = published_weights(tied, torch.bfloat16)
     assert "lm_head.weight" not in published
     assert all(tensor.dtype == torch.bfloat16 for tensor in published.values())
@@ -159,7 +131,7 @@ def test_the_rate_rises_linearly_to_the_asked_one() -> None:
 
 def test_weight_decay_shrinks_matrices_and_spares_norms() -> None:
     decaying = LIVE.model_copy(update={"optimizer": OptimizerConfig(learning_rate=1e-2, weight_decay=1.0)})
-    plain, decayed = Trainer(model(), 64), Trainer(model(), 64)
+    plain, decayed = Trainer(tiny_model(), 64), Trainer(tiny_model(), 64)
     plain.step(LIVE, [group(1)], heed)
     decayed.step(decaying, [group(1)], heed)
     first, second = weights(plain), weights(decayed)

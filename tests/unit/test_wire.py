@@ -268,6 +268,7 @@ def test_the_id_of_a_message_that_cannot_be_decoded_is_still_found() -> None:
     [
         ("plan", [1, 1, 1, 10_000, None], "a group of 10000 members"),
         ("plan", [1, 1, 1, 1, -1], "a count is -1"),
+        ("sampling", [float("nan"), 8], "a number is nan"),
         ("search", {}, "malformed request"),
         ("search", {"cuts": [1], "members": -1, "probes": 1, "band": [0, 1], "always": False, "anchor": None}, "-1"),
         ("search", {"cuts": [1], "members": 1, "probes": 1, "band": [0, 1], "always": False, "anchor": -4}, "-4"),

@@ -16,7 +16,7 @@ from learner.model import named_weights
 from learner.trainer import Trainer
 
 
-def tiny_model(*, seed: int = 3, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(*, seed: int = 3, dtype: torch.dtype = torch.float32, tied: bool = False) -> Any:
     """A Llama of a few hundred parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -26,7 +26,7 @@ def tiny_model(*, seed: int = 3, dtype: torch.dtype = torch.float32) -> Any:
         num_hidden_layers=1,
         num_attention_heads=1,
         max_position_embeddings=32,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     model: Any = LlamaForCausalLM(config)
     return model.to(dtype).eval()

@@ -37,10 +37,10 @@ async def serve(process: Process, start_engine: StartEngine) -> int:
     async def prepare() -> None:
         await process.delivery.prepare()
         await scores.prepare()
+        await scores.identify(expert.identity)  # also to a Redis that lost it: without it nobody asks
 
     process.patiently = Patience(process.stop, prepare, process.beat)
     await process.patiently("prepare the score tasks", prepare)
-    await process.patiently("say who the expert is", lambda: scores.identify(expert.identity))
     asked = engine_settings(process.settings, expert)
     async with running_engine(process, start_engine, asked, process.settings.expert.threads) as engine:
         await Scorer(process, scores, engine, expert.identity).run()
