@@ -1,30 +1,45 @@
-"""The small HTTP server beside every process: /metrics for Prometheus, /healthz for whoever restarts things."""
+"""The small HTTP server beside every process: /metrics for Prometheus, /healthz and /readyz for whoever restarts it.
+
+/healthz: whether the process should be restarted. /readyz: whether it does its work now. Both say why not.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-Trouble = Callable[[], str]
+from common.errors import SettingsError
+
+Verdict = Callable[[], str]
+"""Why all is not well; "" when it is."""
 
 
 class Exposition:
-    """Serves a registry and a verdict. `trouble` returns why the process is unhealthy, or "" when it is well."""
+    """Serves a registry, and verdicts by their paths. SettingsError if host and port cannot be listened on."""
 
-    def __init__(self, registry: CollectorRegistry, trouble: Trouble, host: str, port: int) -> None:
-        self._server = ThreadingHTTPServer((host, port), _handler(registry, trouble))
+    def __init__(self, registry: CollectorRegistry, verdicts: Mapping[str, Verdict], host: str, port: int) -> None:
+        try:
+            self._server = ThreadingHTTPServer((host, port), _handler(registry, verdicts))
+        except OSError as error:
+            raise SettingsError(
+                f"metrics and health cannot be served on {host} port {port} ({error.strerror}): correct "
+                "TRIBUTARY_METRICS_HOST and TRIBUTARY_METRICS_PORT (0 takes any free port)"
+            ) from error
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="exposition", daemon=True)
 
     @property
     def address(self) -> str:
-        """host:port, the port being the one that was really given."""
+        """host:port as others reach it: the port that was really given, and this machine's name for every interface."""
         host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
+        is_wide = ipaddress.ip_address(str(host)).is_unspecified
+        return f"{socket.gethostname() if is_wide else host!s}:{port}"
 
     def start(self) -> None:
         """Serve from a thread of its own."""
@@ -36,19 +51,20 @@ class Exposition:
         self._server.server_close()
 
 
-def _handler(registry: CollectorRegistry, trouble: Trouble) -> type[BaseHTTPRequestHandler]:
+def _handler(registry: CollectorRegistry, verdicts: Mapping[str, Verdict]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 5
 
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
-            elif self.path == "/healthz":
-                reason = trouble()
+            elif self.path in verdicts:
+                reason = verdicts[self.path]()
                 body = json.dumps({"status": "unhealthy" if reason else "ok", "reason": reason}).encode()
                 self._answer(503 if reason else 200, "application/json", body)
             else:
-                self._answer(404, "text/plain", b"only /metrics and /healthz are here\n")
+                known = ", ".join(["/metrics", *verdicts])
+                self._answer(404, "text/plain", f"only {known} are here\n".encode())
 
         def _answer(self, status: int, content_type: str, body: bytes) -> None:
             self.send_response(status)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from math import nan
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+# A counter that appears with its first event hides that event from increase(): labels that are known begin at zero.
+_QUARANTINED = ("requests", "groups", "outcomes", "score_tasks", "demonstrations")
+_STORED = ("checkpoint", "weight version")
 
 
 class ProcessMetrics:
     """What every process exports."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.info = Gauge(
+            "tributary_process_info", "1, with who this process is", ["process", "role", "run"], registry=registry
+        )
         self.revision = Gauge("tributary_revision_in_force", "Live configuration revision in force", registry=registry)
         self.version = Gauge("tributary_weight_version", "Weight version held", registry=registry)
         self.quarantined = Counter(
             "tributary_quarantined_total", "Messages put into quarantine", ["stream"], registry=registry
         )
+        for stream in _QUARANTINED:
+            self.quarantined.labels(stream)
         self.redis_failures = Counter("tributary_redis_failures_total", "Failed calls to Redis", registry=registry)
 
 
@@ -87,21 +97,41 @@ class LearnerMetrics:
         self.stale = Counter("tributary_groups_stale_total", "Groups dropped as too stale", registry=registry)
         self.repeated = Counter("tributary_groups_repeated_total", "Groups dropped as seen before", registry=registry)
         self.wait = Counter("tributary_learner_wait_seconds_total", "Time spent waiting for groups", registry=registry)
+        self.waiting = Gauge("tributary_learner_waiting", "1 while the learner waits for groups", registry=registry)
         self.step_seconds = Histogram("tributary_step_seconds", "Time per step", buckets=_SECONDS, registry=registry)
         self.reward = Gauge("tributary_reward_mean", "Mean reward of sampled trajectories", registry=registry)
         self.entropy = Gauge("tributary_entropy", "Mean entropy on sampled tokens", registry=registry)
         self.staleness = Gauge("tributary_staleness_mean", "Mean staleness of a step's groups", registry=registry)
+        self.staleness_bound = Gauge(
+            "tributary_staleness_bound", "Versions behind at which groups are dropped", registry=registry
+        )
         self.grad_norm = Gauge("tributary_grad_norm", "Gradient norm before clipping", registry=registry)
+        for gauge in (self.reward, self.entropy, self.staleness, self.grad_norm):
+            gauge.set(nan)  # no step yet
         self.clip_fraction = Gauge("tributary_clip_fraction", "Share of clipped tokens", ["source"], registry=registry)
         self.sample_size = Gauge(
             "tributary_effective_sample_size", "Effective sample size, share of tokens", ["source"], registry=registry
         )
+        self.ratio = Gauge("tributary_importance_ratio_mean", "Mean importance ratio", ["source"], registry=registry)
         self.rehearsal_buffer = Gauge(
             "tributary_rehearsal_buffer", "Demonstrations that wait to be rehearsed (ReLIFT)", registry=registry
         )
         self.published = Counter("tributary_publications_total", "Weight versions published", registry=registry)
         self.published_bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)
+        self.published_at = Gauge(
+            "tributary_publication_timestamp_seconds",
+            "Unix time of the newest publication, or of the learner's start",
+            registry=registry,
+        )
+        self.unpublished = Gauge(
+            "tributary_unpublished_updates", "Optimiser updates since the last publication", registry=registry
+        )
         self.checkpoints = Counter("tributary_checkpoints_total", "Checkpoints committed", registry=registry)
+        self.storage_failures = Counter(
+            "tributary_storage_failures_total", "Files that the disk did not take", ["what"], registry=registry
+        )
+        for what in _STORED:
+            self.storage_failures.labels(what)
 
 
 class ControlMetrics:
@@ -115,3 +145,36 @@ class ControlMetrics:
             "tributary_http_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=registry
         )
         self.listeners = Gauge("tributary_event_listeners", "Clients of the event feed", registry=registry)
+
+
+class RunMetrics:
+    """What the control plane exports about the whole run, as it sees it once a second."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.redis_up = Gauge("tributary_redis_up", "1 if Redis answered the control plane", registry=registry)
+        self.redis_used = Gauge("tributary_redis_memory_used_bytes", "Memory that Redis uses", registry=registry)
+        self.redis_limit = Gauge("tributary_redis_memory_limit_bytes", "maxmemory; 0: no limit", registry=registry)
+        self.redis_durable = Gauge(
+            "tributary_redis_append_only_ok",
+            "1 if the append-only file is on and its last write worked",
+            registry=registry,
+        )
+        self.messages = Gauge("tributary_stream_messages", "Messages in a stream", ["stream"], registry=registry)
+        self.alive = Gauge("tributary_processes_alive", "Processes that beat of late", ["role"], registry=registry)
+        self.heartbeat_age = Gauge(
+            "tributary_heartbeat_age_seconds",
+            "Time since the heartbeat of a process that did not end; forgotten after an hour",
+            ["process", "role"],
+            registry=registry,
+        )
+        self.unwell = Gauge(
+            "tributary_process_unwell",
+            "1 if a process says that it is in trouble",
+            ["process", "role"],
+            registry=registry,
+        )
+        self.behind = Gauge(
+            "tributary_versions_behind", "Published versions a generator does not hold", ["process"], registry=registry
+        )
+        self.revision_asked = Gauge("tributary_revision_asked", "Newest accepted revision", registry=registry)
+        self.finished = Gauge("tributary_run_finished", "1 after the last step of the run", registry=registry)

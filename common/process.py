@@ -4,7 +4,8 @@
         raise SystemExit(run("curriculum", main))
 
 `main(process)` works until `process.stop` is set and returns an exit code. SIGTERM and SIGINT set it; a second signal
-ends the process at once.
+ends the process at once. Variables: LOG_LEVEL, and TRIBUTARY_METRICS_HOST and TRIBUTARY_METRICS_PORT, which are the
+defaults of the options of these names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -38,6 +40,7 @@ from common.tasks import end
 
 HEARTBEAT_S = 1.0
 BEAT_LIMIT_S = 120.0
+HOST_VARIABLE, PORT_VARIABLE = "TRIBUTARY_METRICS_HOST", "TRIBUTARY_METRICS_PORT"
 _PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class Process:
         self.stop = asyncio.Event()
         self.registry = CollectorRegistry()
         self.metrics = ProcessMetrics(self.registry)
+        self.metrics.info.labels(name, role, settings.run.name).set(1)
         self.keys = Keys(settings.run.name)
         self.redis: Any = connection.connect(settings.redis_url)  # Any: redis-py's annotations mix its two clients
         self.delivery = Delivery(self.redis, self.keys)
@@ -132,6 +136,10 @@ class Process:
             return f"the main loop has not moved for {idle_s:.0f} s"
         return self.trouble
 
+    def why_not_ready(self) -> str:
+        """Why this process does not do its work now; "" when it does: it has started, is well and is not stopping."""
+        return self.why_unhealthy() or ("" if self.state == "running" else f"it is {self.state}")
+
     def heartbeat(self) -> dict[str, Any]:
         """What this process tells everyone about itself, once a second."""
         return {
@@ -149,8 +157,9 @@ class Process:
         }
 
     async def open(self, host: str, port: int) -> Exposition:
-        """Start /metrics and /healthz, check Redis and create what is missing there."""
-        exposition = Exposition(self.registry, self.why_unhealthy, host, port)
+        """Start /metrics, /healthz and /readyz, check Redis and create what is missing there."""
+        verdicts = {"/healthz": self.why_unhealthy, "/readyz": self.why_not_ready}
+        exposition = Exposition(self.registry, verdicts, host, port)
         exposition.start()
         self._address = exposition.address
         await connection.check(self.redis, self.settings.redis_url)
@@ -186,7 +195,8 @@ def run(role: str, main: Main, argv: list[str] | None = None) -> int:
     arguments = _parser(role).parse_args(argv)
     die_with_parent()
     try:
-        process = Process(role, arguments.name or role, load_run(arguments.run_file))
+        name = (arguments.name or role).replace("{host}", socket.gethostname())
+        process = Process(role, name, load_run(arguments.run_file))
     except TributaryError as error:
         print(f"{role}: {error}", file=sys.stderr)
         return 2
@@ -255,8 +265,25 @@ def _log_context(process: Process) -> dict[str, Any]:
 def _parser(role: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=role, description=f"The {role} of a Tributary run.")
     parser.add_argument("run_file", type=Path, help="the run file (TOML)")
-    parser.add_argument("--name", help=f"name of this process, unique in the run (default: {role})")
-    parser.add_argument("--metrics-host", default="127.0.0.1", help="where /metrics and /healthz listen")
-    parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics and /healthz (0: any free one)")
+    parser.add_argument(
+        "--name", help=f"name of this process, unique in the run; {{host}} is the machine's (default: {role})"
+    )
+    parser.add_argument(
+        "--metrics-host",
+        default=os.environ.get(HOST_VARIABLE) or "127.0.0.1",
+        help=f"where /metrics, /healthz and /readyz listen (${HOST_VARIABLE})",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=_port,
+        default=os.environ.get(PORT_VARIABLE) or "0",
+        help=f"their port; 0: any free one (${PORT_VARIABLE})",
+    )
     parser.add_argument("--log-level", default=os.environ.get("LOG_LEVEL", "INFO"), help="DEBUG, INFO, WARNING, ERROR")
     return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and text.isascii() and int(text[:6]) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 to 65535")
+    return int(text)

@@ -72,6 +72,7 @@ class Archive:
         try:
             await self._compute.run(lambda: self._store.commit(Checkpoint(progress, self._trainer.tensors())))
         except NotWritten as error:
+            self._metrics.storage_failures.labels("checkpoint").inc()
             await self._notices.failed("checkpoint", error)
             return False
         standing.saved_step = progress.step

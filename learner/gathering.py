@@ -73,10 +73,10 @@ class Gathering:
             dropped += len(stale)
             await self._return_credit([*stale, *seen])
             if len(taken) < revision.live.groups_per_step:
-                self._process.details["waiting"] = True
+                self._show(waiting=True)
                 await self._idle()
             elif not stale and not seen:  # returning credit takes time, in which the revision may have changed
-                self._process.details["waiting"] = False
+                self._show(waiting=False)
                 self._metrics.repeated.inc(len(twins))
                 return Batch(revision, tuple(taken), tuple(twins), dropped, time.monotonic() - started_s)
         self._intake.put_back([*taken, *twins])
@@ -111,6 +111,11 @@ class Gathering:
         if stale:
             log.info("stale groups were dropped", extra={"groups": len(stale)})
         return stale, seen
+
+    def _show(self, *, waiting: bool) -> None:
+        """Tell in heartbeat and metrics whether groups are waited for."""
+        self._process.details["waiting"] = waiting
+        self._metrics.waiting.set(waiting)
 
     async def _return_credit(self, group_ids: list[str]) -> None:
         """Return the credit of dropped groups."""

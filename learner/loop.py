@@ -51,6 +51,7 @@ class Learner:
         self._trainer = trainer
         self._intake = intake
         self._metrics = LearnerMetrics(process.registry)
+        self._metrics.published_at.set_to_current_time()
         self._standing = Standing()
         self._archive = Archive(process, compute, trainer, self._metrics)
         self._publisher = Publisher(process, WeightStore(process.settings.weights_directory))
@@ -127,6 +128,7 @@ class Learner:
             stale_dropped=batch.dropped,
             timeline=Timeline(batch.wait_s, publish_s, batch.wait_s + time.monotonic() - started_s),
         )
+        self._metrics.staleness_bound.set(live.max_staleness)
         record.measure(self._metrics)
         self._show(record)
         await self._process.tell(EventKind.STEP, record.event())
@@ -197,11 +199,13 @@ class Learner:
         try:
             manifest = await self._publisher.publish(weights, Origin(standing.step, self._process.revision))
         except (NotWritten, WeightsError) as error:
+            self._metrics.storage_failures.labels("weight version").inc()
             await self._notices.failed("weight version", error)
             return False
         standing.published(manifest.version, again=again)
         self._metrics.published.inc()
         self._metrics.published_bytes.inc(manifest.bytes)
+        self._metrics.published_at.set_to_current_time()
         await self._notices.worked("weight version")
         await self._publisher.conclude(manifest, time.monotonic() - started_s)
         return True
@@ -246,6 +250,7 @@ class Learner:
     def _show(self, record: StepRecord | None = None) -> None:
         """Put the state into the heartbeat."""
         self._metrics.rehearsal_buffer.set(self._trainer.waiting)
+        self._metrics.unpublished.set(self._standing.unpublished)
         self._process.details.update(
             step=self._standing.step,
             max_steps=self._limit,

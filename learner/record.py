@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.metrics import LearnerMetrics
-from common.trajectory import Group, Trajectory
+from common.trajectory import Group, Source, Trajectory
 from learner.lineage import Lineage
 from learner.outcome import Rehearsed, StepOutcome, Verdict
+
+_SOURCES = tuple(source.name.lower() for source in (Source.POLICY, Source.HINT, Source.DEMONSTRATION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,18 @@ class StepRecord:
         metrics.wait.inc(self.timeline.wait_s)
         metrics.step_seconds.observe(self.timeline.step_s)
         event = self.event()
-        gauges = {"reward": metrics.reward, "entropy": metrics.entropy, "staleness": metrics.staleness}
-        for name, gauge in {**gauges, "grad_norm": metrics.grad_norm}.items():
-            if event[name] is not None:
-                gauge.set(event[name])
-        for name, gauge in (("clip_fraction", metrics.clip_fraction), ("effective_sample_size", metrics.sample_size)):
-            for source, value in event[name].items():
-                if value is not None:
-                    gauge.labels(source).set(value)
+        means = {"reward": metrics.reward, "entropy": metrics.entropy, "staleness": metrics.staleness}
+        for name, gauge in {**means, "grad_norm": metrics.grad_norm}.items():
+            gauge.set(_or_nan(event[name]))
+        by_source = {"clip_fraction": metrics.clip_fraction, "effective_sample_size": metrics.sample_size}
+        for name, gauge in {**by_source, "ratio": metrics.ratio}.items():
+            for source in _SOURCES:
+                gauge.labels(source).set(_or_nan(event[name].get(source)))
+
+
+def _or_nan(value: float | None) -> float:
+    """NaN where a step has no such number: what an earlier step had must not pass for this one's."""
+    return math.nan if value is None else value
 
 
 def _told(rehearsed: Rehearsed) -> dict[str, Any]:

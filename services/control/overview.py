@@ -15,7 +15,7 @@ from services.control.documents import read_record
 ALIVE_S = 10.0
 # The roles in which a revision takes effect; the control plane only asks for it.
 FOLLOWERS = ("curriculum", "generator", "learner")
-_ENDED = ("stopped", "failed")
+ENDED = ("stopped", "failed")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -142,7 +142,7 @@ def processes_of(heartbeats: dict[bytes, bytes], now_s: float) -> list[ProcessVi
         age_s = max(0.0, now_s - _number(beat.get("at_s")))
         state = str(beat.get("state", "unknown"))
         told = {"name": name.decode("utf-8", "replace"), "role": str(beat.get("role", "unknown")), "state": state}
-        beat |= told | {"alive": age_s <= ALIVE_S and state not in _ENDED, "age_s": round(age_s, 1)}
+        beat |= told | {"alive": age_s <= ALIVE_S and state not in ENDED, "age_s": round(age_s, 1)}
         beat |= {key: int(_number(beat.get(key))) for key in ("revision", "version")}
         views.append(ProcessView.model_validate(beat))
     return views

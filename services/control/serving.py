@@ -19,7 +19,7 @@ from services.control.app import create_app
 from services.control.census import Census
 from services.control.deps import Control
 from services.control.listening import TOKEN_VARIABLE, Listener, listen
-from services.control.overview import read_processes
+from services.control.vitals import Vitals
 
 _GRACE_S = 1
 _PACE_S = 1.0
@@ -80,14 +80,15 @@ async def _serve(process: Process, control: Control, server: Server, listener: L
 
 
 async def _watch(process: Process, control: Control, url: str) -> None:
-    """Once a second: say where we are, tell which processes came, changed or went, and show that we move."""
-    census = Census()
+    """Once a second: measure the run, say where we are, tell which processes came, changed or went; and beat."""
+    census, vitals = Census(), Vitals(control)
     process.state = "running"
     while True:
         process.beat()
         try:
+            processes = await vitals.take()
             await control.redis.hset(control.keys.facts, "dashboard", url)  # pyright: ignore
-            for change in census.changes(await read_processes(control)):
+            for change in census.changes(processes):
                 await control.events.append(EventKind.PROCESS, change, at_s=control.clock())
         except (RedisError, OSError) as error:
             if not is_passing(error):

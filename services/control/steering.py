@@ -139,7 +139,7 @@ class Steering:
         try:
             await self._events.append(EventKind.REVISION, revision.record(), at_s=revision.at_s)
         except (RedisError, OSError) as error:
-            log.warning("no event for a revision", extra={"revision": revision.number, "error": str(error)})
+            log.warning("no event for a revision", extra={"accepted": revision.number, "error": str(error)})
         else:
             log.info("revision accepted", extra={"accepted": revision.number, "author": revision.author.name})
 

@@ -153,3 +153,21 @@ def test_each_verdict_has_its_counter(verdict: Verdict, trained: int, flat: int,
     names = ("trained_tokens_total", "steps_without_signal_total", "steps_nonfinite_total", "steps_total")
     values = [registry.get_sample_value(f"tributary_{name}") for name in names]
     assert values == [trained, flat, skipped, 1]
+
+
+def test_a_number_that_a_step_does_not_have_is_not_shown_as_that_of_an_earlier_step() -> None:
+    registry = CollectorRegistry()
+    metrics = LearnerMetrics(registry)
+
+    def shown(name: str, source: str) -> float | None:
+        return registry.get_sample_value(f"tributary_{name}", {"source": source})
+
+    record(material(group(trajectory(1.0))), outcome()).measure(metrics)
+    assert (shown("effective_sample_size", "policy"), shown("importance_ratio_mean", "policy")) == (1.0, 1.0)
+    assert registry.get_sample_value("tributary_entropy") == 2.0
+    demonstrations = torch.tensor([[0.0] * 4, [0.0] * 4, [4.0, 2.0, 2.0, 0.0]], dtype=torch.float64)
+    imitated = replace(outcome(), sums=replace(outcome().sums, sources_S4=demonstrations))
+    record(material(group(trajectory(1, version=None))), imitated).measure(metrics)
+    assert shown("importance_ratio_mean", "demonstration") == 0.5
+    gone = [shown("effective_sample_size", "policy"), *map(registry.get_sample_value, ("tributary_entropy",))]
+    assert all(value is not None and math.isnan(value) for value in gone)
