@@ -97,6 +97,11 @@ EXTRAS: tuple[Variant, ...] = (
     Variant("gspo", {"kind": "grpo", "surrogate": "gspo"}, reasons={"algorithm.surrogate": "what it is"}),
     Variant("cispo", {"kind": "grpo", "surrogate": "cispo"}, reasons={"algorithm.surrogate": "what it is"}),
     Variant(
+        "srft_advantage",
+        {"kind": "srft", "self_reward": "advantage"},
+        reasons={"algorithm.self_reward": "the authors' code: advantages instead of ±1, which is bounded below"},
+    ),
+    Variant(
         "bread_always",
         {"kind": "bread"},
         {"cut": "step", "always_branch": True},
