@@ -156,6 +156,9 @@ class GeneratorSettings(Frozen):
     reclaim_after_s: float = Field(
         default=10.0, gt=0, description="a silent generator's requests are taken over after this"
     )
+    drain_s: float = Field(
+        default=3.0, ge=0, description="told to stop, it finishes what it can for so long; others take the rest over"
+    )
     clear_cache_on_update: bool = Field(
         default=True, description="recompute the KV cache of running requests on an update"
     )

@@ -20,7 +20,6 @@ from common.streams import Entry, Stream
 from common.tasks import end
 
 BLOCK_MS = 500
-GRACE_S = 3.0
 MOST_DELIVERIES = 5
 """An entry that is given out more often has ended whoever took it."""
 _LONG_DEAD_MS = 3_600_000
@@ -47,6 +46,7 @@ class Intake:
         self.finished = 0
         self._limit = limit
         self._reclaim_after_s = process.settings.generator.reclaim_after_s
+        self._drain_s = process.settings.generator.drain_s
         self._process = process
         self._stream = stream
         self._named = stream.key.rpartition(":")[2]
@@ -69,7 +69,7 @@ class Intake:
         loops = [asyncio.ensure_future(loop) for loop in (self.take(), self.keep(), self.reclaim(), *beside)]
         try:
             done, _ = await asyncio.wait({self.failed, *loops}, return_when=asyncio.FIRST_COMPLETED)
-            await self.drain(GRACE_S if self._process.stop.is_set() else 0.0)
+            await self.drain(self._drain_s if self._process.stop.is_set() else 0.0)
             for loop in done:
                 loop.result()
         finally:

@@ -39,7 +39,6 @@ from prometheus_client import CollectorRegistry
 from common.keys import Keys
 from common.metrics import RunMetrics
 from common.settings import RunFile, load_run
-from services.generator.intake import GRACE_S
 from services.generator.lifetime import CLOSE_S
 
 SCHEMAS = ("1.32", "1.37")
@@ -259,10 +258,13 @@ def test_processes_run_as_the_user_of_the_images() -> None:
     assert {(c["runAsUser"], c["runAsGroup"], c["fsGroup"]) for c in contexts.values()} == {(int(user),) * 3}
 
 
+@pytest.mark.parametrize("overlay", ["cpu-demo", "gpu", "gpu-multi"])
 @pytest.mark.parametrize("role", ["generator", "scorer"])
-def test_a_generator_is_given_longer_to_stop_than_it_takes(role: str) -> None:
+def test_a_generator_is_given_longer_to_stop_than_it_takes(
+    overlay: str, role: str, settings: Callable[[str], RunFile]
+) -> None:
     spec = named(written(*WRITTEN), "Deployment")[role]["spec"]["template"]["spec"]
-    assert spec["terminationGracePeriodSeconds"] > 4 * (GRACE_S + CLOSE_S)
+    assert spec["terminationGracePeriodSeconds"] > settings(overlay).generator.drain_s + 4 * CLOSE_S
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "gpu-multi"])
