@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,23 @@ def as_markdown(trials: Sequence[Json]) -> str:
 def _table(trials: Sequence[Json]) -> list[str]:
     heads = ["method", "seeds", *(name for name, _, _ in _COLUMNS)]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for method, steps in sorted(
-        {(t["method"], t["steps"]) for t in trials}, key=lambda pair: (_rank(pair[0]), pair[1])
-    ):
-        own = [t for t in trials if (t["method"], t["steps"]) == (method, steps)]
+    for name, own in _by_name(trials).items():
         done = [t for t in own if t["status"] == "finished"]
         cells = [spread([read(t) for t in done], show) for _, read, show in _COLUMNS]
-        name = method if len({t["steps"] for t in trials}) == 1 else f"{method}, {steps} steps"
         lines.append(f"| {' | '.join([f'`{name}`', _seeds(own, done), *cells])} |")
     for trial in (t for t in trials if t["status"] == "failed"):
         lines += ["", f"`{trial['method']}`, seed {trial['seed']}, failed: {trial['reason']}"]
     return lines
+
+
+def _by_name(trials: Sequence[Json]) -> dict[str, list[Json]]:
+    """The trials of each method; those of another length than most have a name of their own."""
+    usual = Counter(t["steps"] for t in trials).most_common(1)[0][0] if trials else 0
+    found: dict[str, list[Json]] = {}
+    for trial in sorted(trials, key=lambda t: (_rank(t["method"]), t["steps"])):
+        steps = "" if trial["steps"] == usual else f", {trial['steps']} steps"
+        found.setdefault(trial["method"] + steps, []).append(trial)
+    return found
 
 
 def _seeds(own: Sequence[Json], done: Sequence[Json]) -> str:
@@ -114,10 +121,10 @@ def draw(trials: Sequence[Json], setting: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     colours = colormaps["tab10"]
-    for place, method in enumerate(sorted({t["method"] for t in trials}, key=_rank)):
-        points = mean_curve([t["curve"]["hard"] for t in trials if t["method"] == method])
+    for place, (name, own) in enumerate(_by_name(trials).items()):
+        points = mean_curve([t["curve"]["hard"] for t in own])
         style = {"color": colours(place % 10), "linestyle": _LINES[place // 10 % len(_LINES)]}
-        axes.plot([step for step, _ in points], [value for _, value in points], label=method, linewidth=1.8, **style)
+        axes.plot([step for step, _ in points], [value for _, value in points], label=name, linewidth=1.8, **style)
     seeds = len({t["seed"] for t in trials})
     axes.set_title(f"held-out hard problems, demonstrations {setting}, mean of {seeds} seeds")
     axes.set(xlabel="optimiser step", ylabel="greedy accuracy", ylim=(-0.02, 1.02))
