@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 
-import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
-
-from common import connection
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from redis_process import RedisProcess
 
-
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A fresh Redis, killed afterwards."""
-    server = RedisProcess(tmp_path / "redis")
-    server.start()
-    yield server
-    server.thaw()
-    server.kill()
+from common import connection
 
 
 @pytest_asyncio.fixture

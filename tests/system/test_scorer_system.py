@@ -42,17 +42,11 @@ max_num_seqs = 8
 """
 
 
-@pytest.fixture
-def redis_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisProcess]:
-    server = RedisProcess(tmp_path / "redis")
-    server.start()
-    monkeypatch.setenv("REDIS_URL", server.url)
-    yield server
-    server.kill()
-
-
 @pytest_asyncio.fixture
-async def bench(tmp_path: Path, redis_server: RedisProcess) -> AsyncIterator[GeneratorBench]:
+async def bench(
+    tmp_path: Path, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[GeneratorBench]:
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
     redis = connection.connect(redis_server.url)
     yield GeneratorBench(tmp_path, redis, reclaim_after_s=1.0, run=RUN)
     await redis.aclose()
