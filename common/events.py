@@ -26,7 +26,8 @@ class EventKind(StrEnum):
     accuracy, pass_at_k, k, nll, prompts, failures, seconds}. publication: {version, step, kind, bytes, seconds}.
     update: a generator applied a version {generator, version, fetch_s, apply_s, pause_s}. generation: a generator's
     rates {generator, tokens_per_s, running, requests}. revision: Revision.record(). in_force: {process, role,
-    revision, step}. process: {name, role, state}. quarantine: {stream, reason, id}. notice: {text}.
+    revision, step}. process: {name, role, state}. quarantine: {stream, reason, id}. order: {order, target, by}, see
+    common/orders.py. addition: {id, prompt_id, state, reason, by}, see common/additions.py. notice: {text}.
     """
 
     STEP = "step"
@@ -38,6 +39,8 @@ class EventKind(StrEnum):
     IN_FORCE = "in_force"
     PROCESS = "process"
     QUARANTINE = "quarantine"
+    ORDER = "order"
+    ADDITION = "addition"
     NOTICE = "notice"
 
 

@@ -100,6 +100,45 @@ class Keys:
         return self._key("config:in_force")
 
     @property
+    def orders(self) -> str:
+        """Hash: what an operator asks of processes beside the live configuration (common/orders.py)."""
+        return self._key("orders")
+
+    @property
+    def trials(self) -> str:
+        """List: dry runs that wait for the learner's next step (common/trials.py)."""
+        return self._key("trials")
+
+    def trial(self, trial_id: str) -> str:
+        """String: what a dry run found; it expires."""
+        return self._key(f"trial:{trial_id}")
+
+    @property
+    def examined(self) -> str:
+        """Stream: groups as the learner saw them, the newest ones only; for display."""
+        return self._key("examined")
+
+    @property
+    def examined_bytes(self) -> str:
+        """String: the size of that stream's payloads."""
+        return self._key("examined:bytes")
+
+    @property
+    def prompt_texts(self) -> str:
+        """Hash: prompt id → the prompt's text, for prompts that were asked for."""
+        return self._key("prompts:text")
+
+    @property
+    def additions(self) -> str:
+        """Stream: demonstrations that operators added while the run went on (common/additions.py)."""
+        return self._key("additions")
+
+    @property
+    def verdicts(self) -> str:
+        """Hash: addition id → what became of it."""
+        return self._key("additions:verdicts")
+
+    @property
     def processes(self) -> str:
         """Hash: process name → its last heartbeat."""
         return self._key("processes")

@@ -34,6 +34,7 @@ from common.events import EventKind, EventLog
 from common.exposition import Exposition
 from common.keys import Keys
 from common.metrics import ProcessMetrics
+from common.orders import Orders
 from common.settings import RunFile, load_run
 from common.streams import Delivery, Entry, Stream
 from common.tasks import end
@@ -62,6 +63,7 @@ class Process:
         self.delivery = Delivery(self.redis, self.keys)
         self.config = ConfigStore(self.redis, self.keys)
         self.events = EventLog(self.redis, self.keys)
+        self.orders = Orders(self.redis, self.keys)
         self.patiently = connection.Patience(self.stop, self.delivery.prepare, self.beat)
         self.state = "starting"
         self.trouble = ""

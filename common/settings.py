@@ -141,6 +141,9 @@ class ControlSettings(Frozen):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535, description="0: any free port")
+    tokens_file: Path | None = Field(default=None, description="lines of `name role token`; role: read or operate")
+    reads_per_s: float = Field(default=500, ge=0, description="calls of one client that read; 0: no limit")
+    writes_per_s: float = Field(default=50, ge=0, description="calls of one client that change something; 0: no limit")
 
 
 class GeneratorSettings(Frozen):
@@ -164,6 +167,13 @@ class GeneratorSettings(Frozen):
     )
 
 
+class TrackerSettings(Frozen):
+    """Where the record of the run is written beside its own event log."""
+
+    tensorboard: bool = Field(default=True, description="event files in tensorboard/ in the run directory")
+    wandb_project: str | None = Field(default=None, min_length=1, description="a Weights & Biases project; null: none")
+
+
 class LearnerSettings(Frozen):
     """The learner."""
 
@@ -171,6 +181,7 @@ class LearnerSettings(Frozen):
     max_steps: int | None = Field(default=None, ge=1, description="stop after this step; null: run until stopped")
     micro_batch_tokens: int = Field(default=8192, ge=16, description="tokens of one forward pass")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: 1")
+    examined_groups: int = Field(default=2, ge=0, le=64, description="groups of a step that operators can look into")
 
 
 class RunFile(Frozen):
@@ -188,6 +199,7 @@ class RunFile(Frozen):
     control: ControlSettings = ControlSettings()
     generator: GeneratorSettings = GeneratorSettings()
     learner: LearnerSettings = LearnerSettings()
+    trackers: TrackerSettings = TrackerSettings()
     live: LiveConfig = LiveConfig()
 
     @model_validator(mode="after")
@@ -317,6 +329,7 @@ def _resolve(settings: RunFile, home: Path) -> RunFile:
             "data": settings.data.model_copy(update={"path": located(settings.data.path)}),
             "evaluation": settings.evaluation.model_copy(update={"sets": sets}),
             "weights": settings.weights.model_copy(update={"directory": absolute(settings.weights.directory)}),
+            "control": settings.control.model_copy(update={"tokens_file": absolute(settings.control.tokens_file)}),
             "checkpoints": settings.checkpoints.model_copy(
                 update={"directory": absolute(settings.checkpoints.directory)}
             ),

@@ -86,7 +86,9 @@ own_wheels() {
     gateway=$(docker network inspect bridge --format '{{(index .IPAM.Config 0).Gateway}}')
     python3 -u -m http.server --bind "$gateway" --directory "$directory" 0 >"$WORK/wheels.log" 2>&1 &
     WHEELS=$!
-    patiently 10 grep -q 'port [0-9]' "$WORK/wheels.log" || fail "the wheels in $directory cannot be served"
+    # It first looks up its own name, which can take long.
+    patiently 60 grep -q 'port [0-9]' "$WORK/wheels.log" ||
+        fail "the wheels in $directory cannot be served: $(tail -n 1 "$WORK/wheels.log")"
     port=$(sed -n 's/.* port \([0-9]*\) .*/\1/p' "$WORK/wheels.log")
     printf '[global]\nfind-links = http://%s:%s/\ntrusted-host = %s\n' "$gateway" "$port" "$gateway" >"$WORK/pip.conf"
     export BUILD_PIP_CONF=$WORK/pip.conf

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from common.config.algorithm import HPT, Algorithm, DrGRPO
 from common.config.base import Frozen, Material
+from common.config.guards import Guard, SetValues
 from common.config.hints import BranchOnFailure, Hints, IfUnsolved, NoHints
 from common.errors import ConfigRejected
 
@@ -44,6 +45,7 @@ class LiveConfig(Frozen):
         default=4, ge=0, le=1000, description="a group more versions behind than this is dropped"
     )
     publish_every: int = Field(default=1, ge=1, le=10_000, description="optimiser steps between weight versions")
+    guards: tuple[Guard, ...] = Field(default=(), max_length=32, description="what is done when a figure runs off")
 
     @model_validator(mode="after")
     def _material_fits(self) -> LiveConfig:
@@ -73,6 +75,22 @@ class LiveConfig(Frozen):
                 f"{self.hints.band_high} is right, which is no number of {algorithm.rollouts} rollouts: raise "
                 "algorithm.rollouts, or widen hints.band_low and hints.band_high"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _guards_can_act(self) -> LiveConfig:
+        names = [guard.name for guard in self.guards]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"guards need names of their own: {', '.join(sorted(twice))} comes more than once")
+        for guard in self.guards:
+            if isinstance(guard.action, SetValues):
+                unguarded = dump_live(self.model_copy(update={"guards": ()}))
+                try:
+                    parse_live(merge_patch(unguarded, guard.action.patch))
+                except ConfigRejected as error:
+                    raise ValueError(
+                        f'guard "{guard.name}" would make a configuration that is refused: {error}'
+                    ) from error
         return self
 
 

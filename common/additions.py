@@ -1,0 +1,99 @@
+"""Additions: demonstrations that operators add to prompts while the run goes on.
+
+The control plane appends them; the curriculum makes each ready (tokens, limits, grade), says what became of it, and
+uses it from the prompt's next request on. The stream is kept whole, so a curriculum that starts again knows them all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from redis.asyncio import Redis
+
+from common.keys import Keys
+
+LONGEST_TEXT = 200_000
+
+
+class AdditionState(StrEnum):
+    """What became of an addition. waiting: the curriculum has not looked at it, or its grade is not there yet."""
+
+    WAITING = "waiting"
+    IN_USE = "in use"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """An expert answer for one prompt. addition_id: its stream id, growing. at_s: Unix time in seconds."""
+
+    addition_id: str
+    prompt_id: str
+    text: str
+    by: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdditionVerdict:
+    """What became of an addition. reason: why it was refused, or ""; reward: its grade, once there is one."""
+
+    state: AdditionState
+    reason: str = ""
+    reward: float | None = None
+
+
+_WAITING = AdditionVerdict(AdditionState.WAITING)
+
+
+class Additions:
+    """The additions of one run."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
+        self._keys = keys
+
+    async def add(self, prompt_id: str, text: str, by: str, *, at_s: float) -> str:
+        """Add a demonstration; its id."""
+        fields: Any = {"prompt_id": prompt_id, "text": text, "by": by, "at": repr(at_s)}
+        addition_id: bytes = await self._redis.xadd(self._keys.additions, fields)
+        return addition_id.decode()
+
+    async def after(self, addition_id: str = "0", count: int = 100) -> list[Addition]:
+        """Up to `count` additions after an id, oldest first."""
+        entries: Any = await self._redis.xrange(self._keys.additions, min=f"({addition_id}", count=count)
+        return [_addition(*entry) for entry in entries]
+
+    async def newest(self, count: int = 100) -> list[Addition]:
+        """The newest additions, newest first."""
+        entries: Any = await self._redis.xrevrange(self._keys.additions, count=count)
+        return [_addition(*entry) for entry in entries]
+
+    async def judge(self, addition_id: str, verdict: AdditionVerdict) -> None:
+        """Say, as the curriculum, what became of one."""
+        told = {"state": verdict.state.value, "reason": verdict.reason, "reward": verdict.reward}
+        await self._redis.hset(self._keys.verdicts, addition_id, json.dumps(told))
+
+    async def verdicts(self, addition_ids: list[str]) -> dict[str, AdditionVerdict]:
+        """What became of additions, by id; those that nobody has judged yet are waiting."""
+        if not addition_ids:
+            return {}
+        texts: list[bytes | None] = await self._redis.hmget(self._keys.verdicts, addition_ids)
+        return {i: _verdict(text) for i, text in zip(addition_ids, texts, strict=True)}
+
+
+def _addition(entry_id: bytes, fields: dict[bytes, bytes]) -> Addition:
+    def text(name: bytes) -> str:
+        return fields.get(name, b"").decode("utf-8", "replace")
+
+    return Addition(entry_id.decode(), text(b"prompt_id"), text(b"text"), text(b"by"), float(text(b"at") or 0))
+
+
+def _verdict(text: bytes | None) -> AdditionVerdict:
+    if text is None:
+        return _WAITING
+    told = json.loads(text)
+    return AdditionVerdict(AdditionState(told["state"]), str(told["reason"]), told["reward"])
