@@ -19,7 +19,7 @@ LONGEST_TEXT = 200_000
 
 
 class AdditionState(StrEnum):
-    """What became of an addition. waiting: the curriculum has not looked at it, or its grade is not there yet."""
+    """What became of an addition. waiting: it has not been looked at, or its grade or the expert's score is missing."""
 
     WAITING = "waiting"
     IN_USE = "in use"
@@ -39,7 +39,7 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class AdditionVerdict:
-    """What became of an addition. reason: why it was refused, or ""; reward: its grade, once there is one."""
+    """What became of an addition. reason: why it was refused or still waits; reward: its grade, once there is one."""
 
     state: AdditionState
     reason: str = ""
@@ -72,6 +72,11 @@ class Additions:
         entries: Any = await self._redis.xrevrange(self._keys.additions, count=count)
         return [_addition(*entry) for entry in entries]
 
+    async def find(self, addition_id: str) -> Addition | None:
+        """One addition; None if there is none of this id."""
+        entries: Any = await self._redis.xrange(self._keys.additions, min=addition_id, max=addition_id)
+        return _addition(*entries[0]) if entries else None
+
     async def judge(self, addition_id: str, verdict: AdditionVerdict) -> None:
         """Say, as the curriculum, what became of one."""
         told = {"state": verdict.state.value, "reason": verdict.reason, "reward": verdict.reward}
@@ -89,7 +94,11 @@ def _addition(entry_id: bytes, fields: dict[bytes, bytes]) -> Addition:
     def text(name: bytes) -> str:
         return fields.get(name, b"").decode("utf-8", "replace")
 
-    return Addition(entry_id.decode(), text(b"prompt_id"), text(b"text"), text(b"by"), float(text(b"at") or 0))
+    try:
+        at_s = float(text(b"at"))
+    except ValueError:  # an entry that is not ours must not end who reads the stream
+        at_s = 0.0
+    return Addition(entry_id.decode(), text(b"prompt_id"), text(b"text"), text(b"by"), at_s)
 
 
 def _verdict(text: bytes | None) -> AdditionVerdict:

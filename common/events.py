@@ -27,7 +27,8 @@ class EventKind(StrEnum):
     update: a generator applied a version {generator, version, fetch_s, apply_s, pause_s}. generation: a generator's
     rates {generator, tokens_per_s, running, requests}. revision: Revision.record(). in_force: {process, role,
     revision, step}. process: {name, role, state}. quarantine: {stream, reason, id}. order: {order, target, by}, see
-    common/orders.py. addition: {id, prompt_id, state, reason, by}, see common/additions.py. notice: {text}.
+    common/orders.py. addition: {id, prompt_id, state, reason, by}, see common/additions.py. notice: {text}, and
+    {guard, revision} of a guard that fired without making a revision.
     """
 
     STEP = "step"

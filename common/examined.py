@@ -5,6 +5,7 @@ For display only: the stream keeps the newest ones within a number of bytes and 
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class Examined:
 
     async def keep(self, group: ExaminedGroup, limit_bytes: int = KEPT_BYTES) -> bool:
         """Keep a group, and let go of the oldest beyond `limit_bytes`. False if it alone is too large to keep."""
-        payload = encode_examined(group)
+        payload = await asyncio.to_thread(encode_examined, group)  # compression takes a while
         if len(payload) > LARGEST_BYTES:
             return False
         keys = [self._keys.examined, self._keys.examined_bytes]
@@ -110,17 +111,25 @@ class Examined:
         while len(found) < count:
             entries: Any = await self._redis.xrevrange(self._keys.examined, max=end, count=_AT_ONCE)
             for entry_id, fields in entries:
+                if len(found) == count:
+                    break
                 end = f"({entry_id.decode()}"
                 if prompt_id and fields.get(b"prompt") != prompt_id.encode():
                     continue
                 if group_id and fields.get(b"group") != group_id.encode():
                     continue
-                kept = _kept(entry_id, fields)
-                if kept is not None and len(found) < count:
+                # In a thread: unpacking large ones takes longer than whoever else is served here wants to wait.
+                kept = await asyncio.to_thread(_kept, entry_id, fields)
+                if kept is not None:
                     found.append(kept)
             if not entries:
                 break
         return found
+
+    async def entry(self, entry_id: str) -> Kept | None:
+        """The group of one entry; None if it is not kept any more, or cannot be read."""
+        entries: Any = await self._redis.xrange(self._keys.examined, min=entry_id, max=entry_id)
+        return await asyncio.to_thread(_kept, *entries[0]) if entries else None
 
 
 def encode_examined(group: ExaminedGroup) -> bytes:

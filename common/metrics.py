@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # A counter that appears with its first event hides that event from increase(): labels that are known begin at zero.
 _QUARANTINED = ("requests", "groups", "outcomes", "score_tasks", "demonstrations")
+_ATTEMPTED = ("done", "failed")
 _STORED = ("checkpoint", "weight version")
 
 
@@ -43,6 +44,9 @@ class CurriculumMetrics:
             "Demonstrations that cannot be used",
             ["reason"],
             registry=registry,
+        )
+        self.additions = Counter(
+            "tributary_additions_total", "Demonstrations added by operators, by verdict", ["state"], registry=registry
         )
         self.hint_phase = Gauge("tributary_hint_phase", "Share of the hint schedule that is done", registry=registry)
         self.hint_level = Gauge("tributary_hint_p", "p or low of the hint schedule", registry=registry)
@@ -132,6 +136,16 @@ class LearnerMetrics:
         )
         for what in _STORED:
             self.storage_failures.labels(what)
+        self.paused = Gauge("tributary_learner_paused", "1 while an operator has paused the learner", registry=registry)
+        self.candidates = Counter(
+            "tributary_trial_candidates_total", "Candidates of dry runs evaluated", ["result"], registry=registry
+        )
+        self.examined = Counter(
+            "tributary_examined_groups_total", "Groups of steps for operators to look at", ["result"], registry=registry
+        )
+        for result in _ATTEMPTED:
+            self.candidates.labels(result)
+            self.examined.labels(result)
 
 
 class ControlMetrics:
@@ -145,6 +159,9 @@ class ControlMetrics:
             "tributary_http_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=registry
         )
         self.listeners = Gauge("tributary_event_listeners", "Clients of the event feed", registry=registry)
+        self.tracker_failures = Counter(
+            "tributary_tracker_failures_total", "Rows that a tracker did not take", ["tracker"], registry=registry
+        )
 
 
 class RunMetrics:

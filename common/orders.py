@@ -69,13 +69,7 @@ class Orders:
 
     async def standing(self) -> Standing:
         """All orders that stand."""
-        fields: dict[bytes, bytes] = await self._redis.hgetall(self._key)
-        orders = {name.decode(): json.loads(text) for name, text in fields.items()}
-        return Standing(
-            pause=_order(orders[_PAUSE]) if _PAUSE in orders else None,
-            checkpoints=int(orders.get(_CHECKPOINT, {}).get("number", 0)),
-            drained={k.removeprefix(_DRAIN): _order(o) for k, o in orders.items() if k.startswith(_DRAIN)},
-        )
+        return standing_of(await self._redis.hgetall(self._key))
 
     async def pause(self, by: str, *, at_s: float) -> bool:
         """Have the learner wait at its next step boundary. False if it was ordered to already."""
@@ -103,6 +97,16 @@ class Orders:
 
     async def _give(self, name: str, by: str, at_s: float) -> bool:
         return bool(await self._redis.hsetnx(self._key, name, json.dumps({"by": by, "at_s": at_s})))
+
+
+def standing_of(fields: Mapping[bytes, bytes]) -> Standing:
+    """The orders that stand, from the hash that holds them."""
+    orders = {name.decode(): json.loads(text) for name, text in fields.items()}
+    return Standing(
+        pause=_order(orders[_PAUSE]) if _PAUSE in orders else None,
+        checkpoints=int(orders.get(_CHECKPOINT, {}).get("number", 0)),
+        drained={k.removeprefix(_DRAIN): _order(o) for k, o in orders.items() if k.startswith(_DRAIN)},
+    )
 
 
 def _order(fields: Mapping[str, Any]) -> Order:

@@ -28,12 +28,14 @@ return 1
 # A repeated call, after a lost reply, brings the state that is there already: nothing is issued twice.
 _ISSUE = """
 if redis.call('GET', KEYS[3]) == ARGV[1] then return 0 end
-for i = 2, #ARGV, 2 do
+local n = tonumber(ARGV[2])
+for i = 3, 1 + 2 * n, 2 do
   redis.call('XADD', KEYS[1], '*', 'payload', ARGV[i + 1])
   if ARGV[i] ~= '' then redis.call('SADD', KEYS[2], ARGV[i]) end
 end
+for i = 3 + 2 * n, #ARGV, 2 do redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1]) end
 redis.call('SET', KEYS[3], ARGV[1])
-return (#ARGV - 1) / 2
+return n
 """
 
 # Quarantine is no work queue: it keeps the newest messages, so that a grader that always fails does not fill Redis.
@@ -165,6 +167,14 @@ class Stream:
         """How many entries are not yet acknowledged."""
         return int(await self._redis.xlen(self.key))
 
+    async def oldest(self) -> tuple[int, int] | None:
+        """The id of the oldest entry that is not yet acknowledged, in numbers that can be compared; None without."""
+        return _first_id(await self._redis.xrange(self.key, count=1))
+
+    async def newest(self) -> tuple[int, int] | None:
+        """The id of the newest entry that is not yet acknowledged."""
+        return _first_id(await self._redis.xrevrange(self.key, count=1))
+
 
 class Delivery:
     """The streams of one run and the scripts that move messages between them."""
@@ -186,16 +196,21 @@ class Delivery:
         for stream in (self.requests, self.groups, self.outcomes):
             await stream.prepare()
 
-    async def issue(self, requests: Sequence[tuple[str, bytes]], state: bytes) -> None:
+    async def issue(
+        self, requests: Sequence[tuple[str, bytes]], state: bytes, texts: Mapping[str, str] | None = None
+    ) -> None:
         """Add requests and move the curriculum's state, all or nothing.
 
-        requests: (group id that counts against the credit, or "" for an evaluation; payload). `state` must differ
-        from the one before: a second call with the same state is a repetition, and does nothing.
+        requests: (group id that counts against the credit, or "" where no group is asked for; payload). texts: of
+        prompts, by their id, for display. `state` must differ from the one before: a second call with the same state is
+        a repetition, and does nothing.
         """
-        args: list[str | bytes] = [state]
+        args: list[str | bytes | int] = [state, len(requests)]
         for credit_id, payload in requests:
             args += [credit_id, payload]
-        keys = [self._keys.requests, self._keys.outstanding, self._keys.curriculum]
+        for prompt_id, text in (texts or {}).items():
+            args += [prompt_id, text]
+        keys = [self._keys.requests, self._keys.outstanding, self._keys.curriculum, self._keys.prompt_texts]
         await self._issue(keys=keys, args=args)
 
     async def emit(self, entry_id: str, group: bytes, outcome: bytes) -> bool:
@@ -242,6 +257,13 @@ class Delivery:
         """Return the credit of groups that were trained or dropped. Settling twice changes nothing."""
         if group_ids:
             await self._redis.srem(self._keys.outstanding, *group_ids)
+
+
+def _first_id(raw: Any) -> tuple[int, int] | None:
+    if not raw:
+        return None
+    milliseconds, sequence = raw[0][0].decode().split("-")
+    return int(milliseconds), int(sequence)
 
 
 def _entries(raw: Any) -> list[Entry]:

@@ -35,10 +35,14 @@ class Finish(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What a request is for. Evaluation groups never reach the learner."""
+    """What a request is for. Only training makes groups.
+
+    grade: nothing is sampled; the outcome says what the grader finds of the request's one demonstration.
+    """
 
     TRAIN = "train"
     EVALUATE = "evaluate"
+    GRADE = "grade"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +229,9 @@ class Group:
 class Outcome:
     """What became of a request, for the curriculum: small, and without tokens.
 
-    rewards: members sampled from the bare prompt, in order (evaluation: the greedy response first). hinted_rewards:
-    those that continued a hint of hint_length tokens. probes: groups sampled in search of an anchor; anchor: the hint
-    length found, None if none was. failure: why no group was made, or "".
+    rewards: members sampled from the bare prompt, in order (evaluation: the greedy response first; grade: that of the
+    demonstration). hinted_rewards: those that continued a hint of hint_length tokens. probes: groups sampled in search
+    of an anchor; anchor: the hint length found, None if none was. failure: why no group was made, or "".
     """
 
     request_id: str

@@ -1,7 +1,16 @@
 """Trials: dry runs. What would another configuration do with the very batch that the learner trains on now?
 
 The control plane asks; the learner takes every waiting trial at its next step, answers each from the forward passes of
-that step, and the answer expires after a while.
+that step, and the answer expires after a while:
+
+    step, revision, seconds   which step it was tried on, under which revision, and how long all candidates took
+    active                    the finding about the configuration in force; null if it could not be told
+    candidates                for each, in order: label, finding (or null), problem (why there is no finding, or "")
+
+A finding has the figures of a STEP event that come from the loss (loss, terms, gradient_weight, entropy, ratio,
+effective_sample_size, clip_fraction) and: algorithm; pull (Σ|∂L/∂log p| by source); cosine (of ∂L/∂log p with that of
+the configuration in force, null where one is zero); tokens, trajectories, missing_trajectories (those that it would see
+and that were not in the forward, which are left out); notes (sentences on how to read it).
 """
 
 from __future__ import annotations
@@ -85,6 +94,10 @@ class Trials:
         trial_id = waiting.trial.trial_id if waiting.trial else "unreadable"
         keys = [self._keys.trials, self._keys.trial(trial_id)]
         await self._answer(keys=keys, args=[waiting.text, json.dumps(finding, allow_nan=False), KEPT_S])
+
+    async def drop(self, waiting: Waiting) -> None:
+        """Forget, as the learner, a trial that has waited too long for anyone to look at its answer."""
+        await self._redis.lrem(self._keys.trials, 0, waiting.text)
 
     async def finding(self, trial_id: str) -> Json | None:
         """What a trial found; None while it waits, and once its answer has expired."""

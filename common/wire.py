@@ -328,8 +328,8 @@ def _outcome(fields: Fields) -> Outcome:
     logprob = fields["demonstration_logprob"]
     purpose, failure = Purpose(fields["purpose"]), str(fields["failure"])
     rewards = tuple(_reward(r) for r in fields["rewards"])
-    if purpose is Purpose.EVALUATE and not (rewards or failure):
-        raise ValueError("an evaluation that did not fail has no reward")
+    if purpose is not Purpose.TRAIN and not (rewards or failure):
+        raise ValueError(f"an outcome that was to {purpose} has no reward and did not fail")
     return Outcome(
         request_id=str(fields["id"]),
         prompt_id=str(fields["prompt_id"]),

@@ -12,6 +12,7 @@ from common.process import Process
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.compute import ComputeThread
 from learner.durable import NotWritten
+from learner.slow_storage import writing
 from learner.standing import Standing
 from learner.storage_notices import StorageNotices
 from learner.trainer import Trainer
@@ -70,7 +71,8 @@ class Archive:
         process = self._process
         progress = standing.progress(version=process.version, revision=process.revision, updates=self._trainer.updates)
         try:
-            await self._compute.run(lambda: self._store.commit(Checkpoint(progress, self._trainer.tensors())))
+            async with writing(process):
+                await self._compute.run(lambda: self._store.commit(Checkpoint(progress, self._trainer.tensors())))
         except NotWritten as error:
             self._metrics.storage_failures.labels("checkpoint").inc()
             await self._notices.failed("checkpoint", error)

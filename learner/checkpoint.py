@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from common.errors import TributaryError
 from common.weights import file_digest
 from learner.durable import appearing, sweep
 from learner.trainer import TensorFiles
 
 _SCHEMA = 1
 _RECORD = "checkpoint.json"
+_POLICY = "model"
 _DAMAGED = ".damaged"
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,18 @@ class Checkpoint:
 
     progress: Progress
     tensors: TensorFiles
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedPolicy:
+    """The weights of a checkpoint, by their names inside the module."""
+
+    progress: Progress
+    weights: Mapping[str, Tensor]
+
+
+class NoPolicy(TributaryError):
+    """No checkpoint holds what was asked for."""
 
 
 class Damaged(Exception):
@@ -95,10 +110,38 @@ class CheckpointStore:
                 _set_aside(directory)
         return None
 
+    def saved_policy(self, step: int | None = None) -> SavedPolicy:
+        """The policy of the checkpoint of `step`, or of the newest undamaged one. NoPolicy says why there is none.
+
+        Nothing is changed on disk: this may be called while a learner trains.
+        """
+        problems: list[str] = []
+        directories = self._directories()
+        for directory in reversed(directories):
+            if step in (None, _step(directory)):
+                try:
+                    found = _read(directory, {_POLICY})
+                    return SavedPolicy(found.progress, found.tensors[_POLICY])
+                except (Damaged, KeyError) as error:
+                    problems.append(f"{directory.name} is damaged: {error}")
+        if problems:
+            raise NoPolicy(f"no checkpoint in {self._directory} can be used ({'; '.join(problems)})")
+        if not directories:
+            raise NoPolicy(
+                f"there is no checkpoint in {self._directory}: train until the first one, or order one with "
+                "`tributary checkpoint`"
+            )
+        steps = [_step(directory) for directory in directories]
+        raise NoPolicy(f"there is no checkpoint of step {step} in {self._directory}: choose one of {steps}")
+
     def _directories(self) -> list[Path]:
         """Committed checkpoints, oldest first."""
         found = [p for p in self._directory.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(found, key=_step)
+
+
+def _step(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
 
 
 def _set_aside(directory: Path) -> None:
@@ -109,7 +152,8 @@ def _set_aside(directory: Path) -> None:
         directory.rename(aside)
 
 
-def _read(directory: Path) -> Checkpoint:
+def _read(directory: Path, only: Container[str] | None = None) -> Checkpoint:
+    """A checkpoint, with all of its files or only those of some names. Damaged if it is not as it was written."""
     try:
         record = cast(dict[str, Any], json.loads((directory / _RECORD).read_text(encoding="utf-8")))
         if record["schema"] > _SCHEMA:
@@ -117,6 +161,8 @@ def _read(directory: Path) -> Checkpoint:
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, (size, digest) in record["files"].items():
             path = directory / name
+            if only is not None and path.stem not in only:
+                continue
             if path.stat().st_size != size or file_digest(path) != digest:
                 raise Damaged(f"{name} does not match its digest")
             tensors[path.stem] = load_file(path)

@@ -87,5 +87,5 @@ def _space(target: Path) -> str:
     for parent in target.parents:
         if parent.exists():
             free_mb = shutil.disk_usage(parent).free / 1e6
-            return f" ({free_mb:.0f} MB are free there: make room, or correct the permissions; it is tried again)"
+            return f" ({free_mb:.0f} MB are free there: make room, or correct the permissions)"
     return ""

@@ -12,6 +12,7 @@ from common.config.store import Revision
 from common.metrics import LearnerMetrics
 from common.process import Process
 from common.trajectory import Group
+from learner.attention import Attention
 from learner.intake import Arrival, Intake
 from learner.revisions import Revisions
 from learner.standing import Standing
@@ -26,7 +27,7 @@ class Batch:
     """What one step is made of, and under which revision.
 
     twins: further copies of its groups, left out of it and consumed with it. dropped: stale groups left out. wait_s:
-    time from the end of the step before until all groups were there.
+    time from the end of the step before until all groups were there, without that of a pause.
     """
 
     revision: Revision
@@ -44,24 +45,29 @@ class Batch:
 class Gathering:
     """Takes groups from the intake and judges each: train on it, or drop it, counted and entered in the ledger."""
 
-    def __init__(self, process: Process, intake: Intake, standing: Standing, metrics: LearnerMetrics) -> None:
+    def __init__(
+        self, process: Process, intake: Intake, standing: Standing, attention: Attention, metrics: LearnerMetrics
+    ) -> None:
         self._process = process
         self._intake = intake
         self._standing = standing
+        self._attention = attention
         self._metrics = metrics
         self._revisions = Revisions(process)
 
     async def collect(self, step: int) -> Batch | None:
         """The groups of step `step`; None if the process was told to stop before they were there.
 
-        The revision is read after the last group has come: a change applies to the very next step.
+        The revision is read after the last group has come: a change applies to the very next step. So are the orders:
+        while the learner is paused no step begins, and revisions still come into force.
         """
-        started_s = time.monotonic()
+        started_s, attended_s = time.monotonic(), 0.0
         taken: list[Arrival] = []
         twins: list[Arrival] = []
         dropped = number = 0
         while not self._process.stop.is_set():
             self._process.beat()
+            attended_s += await self._attend(step)
             revision = await self._revisions.first(step)
             if revision is None:
                 break
@@ -78,9 +84,19 @@ class Gathering:
             elif not stale and not seen:  # returning credit takes time, in which the revision may have changed
                 self._show(waiting=False)
                 self._metrics.repeated.inc(len(twins))
-                return Batch(revision, tuple(taken), tuple(twins), dropped, time.monotonic() - started_s)
+                return Batch(revision, tuple(taken), tuple(twins), dropped, time.monotonic() - started_s - attended_s)
         self._intake.put_back([*taken, *twins])
         return None
+
+    async def _attend(self, step: int) -> float:
+        """Carry out what was ordered, and stay here while the learner is paused; the seconds that it took."""
+        started_s = time.monotonic()
+        while await self._attention.pay() and not self._process.stop.is_set():
+            self._show(waiting=False)
+            self._process.beat()
+            await self._revisions.first(step)
+            await self._process.pause(_POLL_S)
+        return time.monotonic() - started_s
 
     def _fill(self, taken: list[Arrival], twins: list[Arrival], live: LiveConfig) -> tuple[list[str], list[str]]:
         """Add what is ready to `taken`, up to one step's groups, and further copies of these to `twins`.

@@ -14,9 +14,11 @@ from common.process import Process
 from common.streams import Entry
 from common.wire import encode_group
 from learner.archive import Archive
+from learner.attention import Attention
 from learner.compute import ComputeThread
 from learner.durable import NotWritten
 from learner.gathering import Batch, Gathering
+from learner.inspection import Inspected, Inspection
 from learner.intake import Intake, quarantine
 from learner.model import publication_dtype, published_weights
 from learner.outcome import Abandoned, StepOutcome, Verdict
@@ -54,6 +56,8 @@ class Learner:
         self._metrics.published_at.set_to_current_time()
         self._standing = Standing()
         self._archive = Archive(process, compute, trainer, self._metrics)
+        self._attention = Attention(process, self._archive, self._standing, self._metrics)
+        self._inspection = Inspection(process, compute, self._metrics)
         self._publisher = Publisher(process, WeightStore(process.settings.weights_directory))
         self._notices = StorageNotices(process)
         self._not_finite = 0
@@ -85,6 +89,7 @@ class Learner:
         announced = await self._publisher.recent(_LINEAGE_READ)
         for manifest in announced:
             standing.lineage.note(manifest.version, manifest.step)
+        await self._attention.begin()
         # Weights that were published and never saved are in use by generators, and lost here.
         standing.owes_version = restored or bool(announced)
         self._process.state = "running"
@@ -98,7 +103,7 @@ class Learner:
 
     async def _train(self) -> None:
         """Step after step, until the last one or until told to stop."""
-        gathering = Gathering(self._process, self._intake, self._standing, self._metrics)
+        gathering = Gathering(self._process, self._intake, self._standing, self._attention, self._metrics)
         while not self._is_complete:
             batch = await gathering.collect(self._standing.step + 1)
             if batch is None:
@@ -109,8 +114,11 @@ class Learner:
         started_s = time.monotonic()
         live = batch.revision.live
         material = Material.of(batch.groups, self._standing.lineage)
+        version, keep = self._process.version, await self._inspection.is_due()
         try:
-            outcome = await self._compute.run(lambda: self._trainer.step(live, batch.groups, self._compute.heed))
+            outcome = await self._compute.run(
+                lambda: self._trainer.step(live, batch.groups, self._compute.heed, keep_evidence=keep)
+            )
         except Abandoned as reason:
             log.warning(str(reason), extra={"step": self._standing.step + 1})
             return
@@ -132,6 +140,10 @@ class Learner:
         record.measure(self._metrics)
         self._show(record)
         await self._process.tell(EventKind.STEP, record.event())
+        if outcome.evidence is not None:
+            await self._inspection.conduct(
+                Inspected(record.step, version, batch.revision, batch.groups, outcome.evidence)
+            )
         if self._not_finite >= _NOT_FINITE_LIMIT:
             raise Diverged(
                 f"{self._not_finite} steps in a row had a loss or gradient that is not finite: lower the learning rate "
@@ -218,6 +230,7 @@ class Learner:
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.stop.wait(), _RETRY_S)
                 return 1
+        await self._attention.pay()  # a checkpoint that was ordered during the last step is there
         version = process.version
         await process.patiently("tell the end", lambda: self._tell_finished(version))
         text = f"training is complete: step {standing.step}, weight version {version}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,6 +77,16 @@ def published_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, T
     """A copy of the weights on the CPU as a Hugging Face checkpoint holds them; floating ones in `dtype`."""
     original = cast(dict[str, Tensor], revert_weight_conversion(model, named_weights(model)))
     return {name: _copied(tensor, dtype) for name, tensor in original.items()}
+
+
+def take_weights(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> None:
+    """Take weights that `named_weights` returned. ValueError if they are another model's."""
+    ours = named_weights(model)
+    if ours.keys() != saved.keys() or any(ours[name].shape != saved[name].shape for name in ours):
+        raise ValueError("its tensors have other names or shapes than the model's")
+    with torch.no_grad():
+        for name, weight in ours.items():
+            weight.copy_(saved[name])
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ Adding the gradients of all micro-batches of a step gives the gradient of one bi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from common.trajectory import Source
 from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
 from learner.packing import StepPlan
-from learner.ratios import expert_ratio, policy_ratio
+from learner.ratios import importance_ratio
 from learner.selectors import policy_tokens
 from learner.terms import Algorithm, Term, taught_tokens
 
@@ -84,8 +85,14 @@ def empty_sums(algorithm: Algorithm) -> StepSums:
 
 def loss(algorithm: Algorithm, plan: StepPlan, micro: MicroBatch, outputs: PolicyOutputs) -> tuple[Tensor, StepSums]:
     """One micro-batch's part of the step's loss, a scalar, and its sums."""
-    batch = micro.tokens
-    values = [_value(term, plan.counts[term.name], batch, outputs) for term in algorithm.terms]
+    return partial_loss(algorithm, plan.counts, micro.tokens, outputs)
+
+
+def partial_loss(
+    algorithm: Algorithm, counts: Mapping[str, float], batch: TokenBatch, outputs: PolicyOutputs
+) -> tuple[Tensor, StepSums]:
+    """A batch's part of a loss whose terms are divided by `counts`, a scalar, and its sums."""
+    values = [_value(term, counts[term.name], batch, outputs) for term in algorithm.terms]
     total = torch.stack(values).sum()
     with torch.no_grad():
         sums = StepSums(
@@ -119,9 +126,8 @@ def _pull(value: Tensor, outputs: PolicyOutputs) -> Tensor:
 
 def _source_sums(algorithm: Algorithm, batch: TokenBatch, outputs: PolicyOutputs) -> Tensor:
     """[S, 4]: tokens, ratio, squared ratio and clipped tokens of each source."""
-    sampled_T = policy_tokens(batch)
-    ratio_T = torch.where(sampled_T, policy_ratio(batch, outputs), expert_ratio(batch, outputs)).double()
-    clipped_T = torch.zeros_like(sampled_T)
+    ratio_T = importance_ratio(batch, outputs).double()
+    clipped_T = torch.zeros_like(ratio_T, dtype=torch.bool)
     for term in algorithm.terms:
         if term.clipped is not None:
             clipped_T = clipped_T | (term.on(batch) & term.clipped(batch, outputs))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from learner.evidence import Evidence
 from learner.objective import StepSums
 
 
@@ -46,7 +47,8 @@ class Rehearsed:
 class StepOutcome:
     """One optimiser step, told. grad_norm: before clipping. learning_rate: after warm-up. tokens: of responses.
 
-    rehearsal: None unless the algorithm rehearses. All other fields are about the step itself.
+    rehearsal: None unless the algorithm rehearses. evidence: None unless it was to be kept. All other fields are about
+    the step itself.
     """
 
     verdict: Verdict
@@ -60,6 +62,7 @@ class StepOutcome:
     forward_backward_s: float
     optimizer_s: float
     rehearsal: Rehearsed | None = None
+    evidence: Evidence | None = None
 
     @property
     def updated(self) -> bool:

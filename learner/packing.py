@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.trajectory import Group, Source, Trajectory
 from learner.advantages import members_of
-from learner.batch import MicroBatch, TokenBatch
+from learner.batch import MicroBatch, Place, TokenBatch
 from learner.terms import Algorithm, taught_tokens
 
 _PADDING = 0
@@ -43,9 +43,10 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Credited:
-    """A trajectory with its advantage."""
+class Credited:
+    """A trajectory that an algorithm sees, with its advantage."""
 
+    place: Place
     trajectory: Trajectory
     advantage: float
 
@@ -55,7 +56,7 @@ def plan_step(algorithm: Algorithm, groups: Sequence[Group], micro_batch_tokens:
 
     A trajectory is never split; one that is longer than the limit gets a micro-batch of its own.
     """
-    credited = [members for group in groups if (members := _credit(algorithm, group))]
+    credited = credit(algorithm, groups)
     flat = list(chain.from_iterable(credited))
     micro_batches = tuple(_micro_batch(rows) for rows in _cut(flat, micro_batch_tokens))
     counts = {
@@ -71,19 +72,27 @@ def plan_step(algorithm: Algorithm, groups: Sequence[Group], micro_batch_tokens:
     )
 
 
-def _credit(algorithm: Algorithm, group: Group) -> list[_Credited]:
-    """The members of a group that the algorithm sees, each with its advantage."""
+def credit(algorithm: Algorithm, groups: Sequence[Group]) -> list[list[Credited]]:
+    """The members that the algorithm sees of each group of which it sees any, each with its advantage."""
+    return [members for number, group in enumerate(groups) if (members := _credit(algorithm, number, group))]
+
+
+def _credit(algorithm: Algorithm, number: int, group: Group) -> list[Credited]:
     admitted = algorithm.admits(group.trajectories)
     if not admitted:
         return []
     advantages_G = algorithm.advantage(members_of(admitted))
-    return [_Credited(trajectory, float(a)) for trajectory, a in zip(admitted, advantages_G, strict=True)]
+    member_of = {id(trajectory): member for member, trajectory in enumerate(group.trajectories)}
+    return [
+        Credited(Place(number, member_of[id(trajectory)]), trajectory, float(a))
+        for trajectory, a in zip(admitted, advantages_G, strict=True)
+    ]
 
 
-def _cut(members: Sequence[_Credited], micro_batch_tokens: int) -> list[list[_Credited]]:
+def _cut(members: Sequence[Credited], micro_batch_tokens: int) -> list[list[Credited]]:
     """Rows of like length together, the longest first: little padding, and a lack of memory shows at once."""
     ordered = sorted(members, key=lambda member: -len(member.trajectory.tokens))
-    cuts: list[list[_Credited]] = []
+    cuts: list[list[Credited]] = []
     while ordered:
         rows = max(1, micro_batch_tokens // max(1, len(ordered[0].trajectory.tokens)))
         cuts.append(ordered[:rows])
@@ -91,27 +100,28 @@ def _cut(members: Sequence[_Credited], micro_batch_tokens: int) -> list[list[_Cr
     return cuts
 
 
-def _micro_batch(rows: Sequence[_Credited]) -> MicroBatch:
+def _micro_batch(rows: Sequence[Credited]) -> MicroBatch:
     lengths = [len(row.trajectory.tokens) for row in rows]
     width = max(1, *lengths)
     ids = np.full((len(rows), width), _PADDING, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, : lengths[i]] = row.trajectory.tokens
-    positions = [_response_positions(row.trajectory) for row in rows]
+    positions = [response_positions(row.trajectory) for row in rows]
     return MicroBatch(
         input_ids=_tensor(ids),
         lengths_B=torch.tensor(lengths, dtype=torch.int64),
         predictor_T=_tensor(np.concatenate([i * width + at - 1 for i, at in enumerate(positions)])),
         tokens=_token_batch(rows, positions),
+        places=tuple(row.place for row in rows),
     )
 
 
-def _response_positions(trajectory: Trajectory) -> NDArray[np.int64]:
+def response_positions(trajectory: Trajectory) -> NDArray[np.int64]:
     """Where the response's tokens stand. Nothing predicts a trajectory's first token, so that is never one of them."""
     return np.flatnonzero(trajectory.sources[1:] != Source.PROMPT).astype(np.int64) + 1
 
 
-def _token_batch(rows: Sequence[_Credited], positions: Sequence[NDArray[np.int64]]) -> TokenBatch:
+def _token_batch(rows: Sequence[Credited], positions: Sequence[NDArray[np.int64]]) -> TokenBatch:
     counts = [len(at) for at in positions]
     trajectories = [row.trajectory for row in rows]
 

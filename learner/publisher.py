@@ -13,6 +13,7 @@ from torch import Tensor
 from common.events import EventKind
 from common.process import Process
 from common.weights import Manifest, WeightAnnouncements
+from learner.slow_storage import writing
 from learner.weight_store import Origin, WeightStore
 
 _ALIVE_S = 60.0
@@ -37,9 +38,10 @@ class Publisher:
     async def publish(self, weights: Mapping[str, Tensor], origin: Origin) -> Manifest:
         """Publish `weights` as a version higher than any before it. NotWritten or WeightsError if the disk fails."""
         newest = await self.recent(1)
-        on_disk = await asyncio.to_thread(self._store.versions)
-        version = 1 + max([self._process.version, *(m.version for m in newest), *on_disk])
-        manifest = await asyncio.to_thread(self._store.write, version, weights, origin)
+        async with writing(self._process):
+            on_disk = await asyncio.to_thread(self._store.versions)
+            version = 1 + max([self._process.version, *(m.version for m in newest), *on_disk])
+            manifest = await asyncio.to_thread(self._store.write, version, weights, origin)
         await self._process.patiently("announce a weight version", lambda: self._announce(manifest))
         self._process.hold_version(version)
         log.info("published", extra={"published": version, "step": origin.step, "bytes": manifest.bytes})
@@ -55,7 +57,8 @@ class Publisher:
         }
         await self._process.tell(EventKind.PUBLICATION, {**data, "seconds": seconds})
         held = await self._process.patiently("read the heartbeats", self._held)
-        await asyncio.to_thread(self._store.prune, self._process.settings.weights.keep, held)
+        async with writing(self._process):
+            await asyncio.to_thread(self._store.prune, self._process.settings.weights.keep, held)
 
     async def _announce(self, manifest: Manifest) -> None:
         """Announce once: after a lost reply the stream already ends with this version."""

@@ -77,6 +77,11 @@ def expert_ratio(batch: TokenBatch, policy: PolicyOutputs) -> Tensor:
     return ratio(policy.logprobs_T, batch.expert_logprobs_T)
 
 
+def importance_ratio(batch: TokenBatch, policy: PolicyOutputs) -> Tensor:
+    """π_θ/π_old where the policy sampled the token, π_θ/π_φ where the expert wrote it.    [T]"""
+    return torch.where(policy_tokens(batch), policy_ratio(batch, policy), expert_ratio(batch, policy))
+
+
 def correction_weight(
     batch: TokenBatch,
     policy: PolicyOutputs,

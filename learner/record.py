@@ -86,7 +86,7 @@ class StepRecord:
     def event(self) -> dict[str, Any]:
         """The data of its STEP event; numbers that are not finite become null."""
         outcome, material, timeline = self.outcome, self.material, self.timeline
-        return _finite(
+        return finite(
             {
                 "step": self.step,
                 "revision": self.revision,
@@ -157,10 +157,10 @@ def _told(rehearsed: Rehearsed) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """`value` with every number that is not finite replaced by None."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {key: finite(inner) for key, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

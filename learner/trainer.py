@@ -16,7 +16,8 @@ from common.config.live import LiveConfig, OptimizerConfig
 from common.trajectory import Group
 from learner.algorithms import build
 from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
-from learner.model import named_weights
+from learner.evidence import Evidence
+from learner.model import named_weights, take_weights
 from learner.objective import StepSums, empty_sums, loss
 from learner.optimizer import Optimizer
 from learner.outcome import Abandoned, Rehearsed, StepOutcome, Verdict
@@ -32,12 +33,13 @@ Heed = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class _Course:
-    """How one optimiser step is made: what it teaches, which optimiser does it, how far it goes."""
+    """How one optimiser step is made: what it teaches, which optimiser does it, how far it goes, what is kept of it."""
 
     algorithm: Algorithm
     optimizer: Optimizer
     rate: float
     live: LiveConfig
+    keeps_evidence: bool = False
 
 
 class Trainer:
@@ -71,7 +73,9 @@ class Trainer:
         """Demonstrations that wait for a rehearsal."""
         return len(self._buffer)
 
-    def step(self, live: LiveConfig, groups: Sequence[Group], heed: Heed) -> StepOutcome:
+    def step(
+        self, live: LiveConfig, groups: Sequence[Group], heed: Heed, *, keep_evidence: bool = False
+    ) -> StepOutcome:
         """One step on `groups` with the algorithm of `live`, and the rehearsal that may follow.
 
         heed is called before every micro-batch; when it raises Abandoned before the step is made, nothing has changed
@@ -81,7 +85,7 @@ class Trainer:
         self._reference.hold(algorithm.needs_reference)
         rehearsals = self._rehearse(algorithm.rehearsal, live, heed) if self._buffer.owed else []
         rate = scheduled_rate(live.optimizer, self.updates)
-        outcome = self._take(_Course(algorithm, self._optimizer, rate, live), groups, heed)
+        outcome = self._take(_Course(algorithm, self._optimizer, rate, live, keep_evidence), groups, heed)
         self.updates += outcome.verdict is Verdict.UPDATED
         if algorithm.rehearsal is None:
             return outcome
@@ -105,12 +109,7 @@ class Trainer:
 
     def restore(self, tensors: TensorFiles, updates: int) -> None:
         """Take a state that `tensors` returned. ValueError if it is another model's."""
-        ours, saved = named_weights(self.model), tensors["model"]
-        if ours.keys() != saved.keys() or any(ours[name].shape != saved[name].shape for name in ours):
-            raise ValueError("its tensors have other names or shapes than the model's")
-        with torch.no_grad():
-            for name, weight in ours.items():
-                weight.copy_(saved[name])
+        take_weights(self.model, tensors["model"])
         self._optimizer.restore(tensors["optimizer"])
         self._rehearsal_optimizer.restore(tensors.get("rehearsal_optimizer", {}))
         self._buffer.restore(tensors.get("rehearsal", {}))
@@ -136,7 +135,7 @@ class Trainer:
         plan = plan_step(course.algorithm, groups, self._micro_batch_tokens)
         packed_s = self._clock()
         self._zero_gradients()
-        sums = self._accumulate(course, plan, heed)
+        sums, outputs = self._accumulate(course, plan, heed)
         grad_norm = float(torch.nn.utils.get_total_norm(self._gradients()))
         differentiated_s = self._clock()
         verdict = self._verdict(sums, grad_norm)
@@ -154,10 +153,12 @@ class Trainer:
             pack_s=packed_s - start_s,
             forward_backward_s=differentiated_s - packed_s,
             optimizer_s=self._clock() - differentiated_s,
+            evidence=Evidence(plan, tuple(outputs)) if course.keeps_evidence else None,
         )
 
-    def _accumulate(self, course: _Course, plan: StepPlan, heed: Heed) -> StepSums:
-        """The gradient of the whole step, added up over its micro-batches."""
+    def _accumulate(self, course: _Course, plan: StepPlan, heed: Heed) -> tuple[StepSums, list[PolicyOutputs]]:
+        """The gradient of the whole step, added up over its micro-batches; their outputs if they are to be kept."""
+        kept: list[PolicyOutputs] = []
         temperature = course.live.sampling.temperature
         algorithm = surveyed(course.algorithm, self._looks(plan, temperature, heed))
         total: StepSums | None = None
@@ -171,7 +172,9 @@ class Trainer:
             if value.requires_grad:
                 value.backward()  # pyright: ignore[reportUnknownMemberType]
             total = sums if total is None else total + sums
-        return empty_sums(algorithm) if total is None else total
+            if course.keeps_evidence:
+                kept.append(outputs.detached())
+        return (empty_sums(algorithm) if total is None else total), kept
 
     def _looks(self, plan: StepPlan, temperature: float, heed: Heed) -> Iterator[tuple[TokenBatch, PolicyOutputs]]:
         """What the policy says of each micro-batch, one forward at a time."""

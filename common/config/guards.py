@@ -2,8 +2,8 @@
 
     {"name": "collapse", "watch": "effective_sample_size", "below": 0.3, "steps": 3, "action": {"kind": "rollback"}}
 
-There are none by default. The control plane keeps watch over the record of every step; each firing is a revision of
-its own in the guard's name.
+There are none by default. The control plane keeps watch over the record of every step; what a guard changes is a
+revision of its own in the guard's name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ PER_SOURCE = frozenset({Figure.EFFECTIVE_SAMPLE_SIZE, Figure.RATIO, Figure.CLIP_
 
 
 class RollBack(Frozen):
-    """Return to the configuration before the one in force."""
+    """Return to the newest configuration of an operator that was not in force yet since an operator's last change.
+
+    The guards themselves stay as they are.
+    """
 
     kind: Literal["rollback"] = "rollback"
 

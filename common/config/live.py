@@ -131,7 +131,7 @@ def merge_patch(document: Any, patch: Any) -> Any:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """A dotted path, without the tags that pydantic inserts for the members of a union."""
-    tagged = {"algorithm", "hints"}
+    tagged = {"algorithm", "hints", "action"}
     return ".".join(str(part) for i, part in enumerate(location) if i == 0 or location[i - 1] not in tagged)
 
 

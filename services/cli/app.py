@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from redis.exceptions import RedisError
 
 from common.errors import ConfigRejected, SettingsError, TributaryError
 from services.cli.client import Refused
-from services.cli.commands import observing, steering
+from services.cli.commands import cataloguing, exporting, inspecting, observing, ordering, steering, teaching
 from services.cli.exit_codes import FAILED, INTERRUPTED, UNUSABLE
+
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises about a command line; it keeps the class itself to itself."""
 
 app = typer.Typer(
     name="tributary",
@@ -22,7 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 unusable command line, run file or data, 130 interrupted.",
+    epilog="Exit codes: 0 done; 1 failed; 2 unusable command line, run file, data or token; 3 asked for, but not done "
+    "within --wait; 130 interrupted. $TRIBUTARY_URL and $TRIBUTARY_TOKEN say which control plane, and who you are.",
 )
 RunFileArgument = Annotated[Path, typer.Argument(help="the run file (TOML)", show_default=False)]
 
@@ -67,19 +72,33 @@ def check(
     raise typer.Exit(show_check(run_file, as_json=as_json))
 
 
-observing.register(app)
-steering.register(app)
+for room in (observing, steering, ordering, inspecting, teaching, cataloguing, exporting):
+    app.add_typer(room.commands)
 
 
 def main() -> None:
     """Run the command that the command line names."""
+    wants_json = "--json" in sys.argv
     try:
-        app()
+        # typer tells people itself what is wrong with a command line; programs get that from us, like all else.
+        raise SystemExit(app(standalone_mode=not wants_json))
     except (TributaryError, RedisError, OSError) as error:
-        print(f"tributary: {error}", file=sys.stderr)
-        raise SystemExit(UNUSABLE if _is_unusable_input(error) else FAILED) from None
+        code = UNUSABLE if _is_unusable_input(error) else FAILED
+        _complain(str(error), code, error, wants_json=wants_json)
+    except _USAGE_ERROR as error:
+        _complain(error.format_message(), UNUSABLE, error, wants_json=wants_json)  # pyright: ignore
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+
+
+def _complain(sentence: str, code: int, error: Exception, *, wants_json: bool) -> NoReturn:
+    """Say on standard error what went wrong, as a sentence or as problem details (RFC 9457), and exit."""
+    if not wants_json:
+        print(f"tributary: {sentence}", file=sys.stderr)
+    else:
+        told = error.problem if isinstance(error, Refused) else {"title": type(error).__name__}
+        print(json.dumps({**told, "detail": sentence, "exit_code": code}), file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def _is_unusable_input(error: Exception) -> bool:

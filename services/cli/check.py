@@ -20,7 +20,7 @@ from typing import Any
 from common import connection
 from common.config.live import LiveConfig
 from common.errors import RedisUnavailable, SettingsError
-from common.settings import RunFile, load_run
+from common.settings import ControlSettings, RunFile, load_run
 from services.cli.client import TOKEN_VARIABLE
 from services.cli.model_directory import expert_problems, model_problems
 from services.cli.up.programs import environment, is_local
@@ -58,7 +58,8 @@ async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
     report.problems += [
         *directory_problems(settings.run.directory),
         *model,
-        *address_problems(settings.control.host, settings.control.port),
+        *address_problems(settings.control),
+        *token_problems(settings.control),
         *device_problems(settings),
         *package_problems(settings),
     ]
@@ -68,6 +69,8 @@ async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
         report.notes.append("data and grader were not checked, because that takes a usable model")
     else:
         await _inspect_inside(settings, run_file, report)
+    if settings.control.tokens_file is not None:
+        report.problems += (await _ask(settings, run_file, "control"))["problems"]
 
 
 def directory_problems(directory: Path) -> Iterator[str]:
@@ -79,17 +82,28 @@ def directory_problems(directory: Path) -> Iterator[str]:
         yield f"[run] directory {directory} cannot be written (no permission for {existing}): choose another place"
 
 
-def address_problems(host: str, port: int) -> Iterator[str]:
+def token_problems(control: ControlSettings) -> Iterator[str]:
+    """Whether `up` itself would be let in by the control plane that it starts."""
+    if control.tokens_file is not None and not os.environ.get(TOKEN_VARIABLE):
+        yield (
+            f"[control] tokens_file guards the control plane, which `up` calls too: set {TOKEN_VARIABLE} in the "
+            "environment to a secret of your own (openssl rand -hex 24)"
+        )
+
+
+def address_problems(control: ControlSettings) -> Iterator[str]:
     """Whether the control plane can listen where it is told to, and may."""
+    host, port = control.host, control.port
+    is_guarded = control.tokens_file is not None or os.environ.get(TOKEN_VARIABLE)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         yield f"[control] host {host!r} is not an address of this machine ({error}): correct it"
         return
-    if not ipaddress.ip_address(address[0]).is_loopback and not os.environ.get(TOKEN_VARIABLE):
+    if not ipaddress.ip_address(address[0]).is_loopback and not is_guarded:
         yield (
             f"the control plane would listen on {host}, which other machines can reach: set {TOKEN_VARIABLE} in the "
-            'environment, or set [control] host = "127.0.0.1"'
+            'environment or name a [control] tokens_file, or set [control] host = "127.0.0.1"'
         )
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -118,6 +132,12 @@ def package_problems(settings: RunFile) -> Iterator[str]:
     for package, user in wanted:
         if importlib.util.find_spec(package) is None:
             yield f"the Python package {package} is not installed, which {user} needs: run `make env`"
+    trackers = settings.trackers
+    keys = [("tensorboard", "tensorboard = false")] if trackers.tensorboard else []
+    keys += [("wandb", "no wandb_project")] if trackers.wandb_project is not None else []
+    for package, instead in keys:
+        if importlib.util.find_spec(package) is None:
+            yield f"the Python package {package} is not installed: install it, or set {instead} in [trackers]"
 
 
 async def inspect_redis(settings: RunFile, report: Report) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -21,7 +22,7 @@ TIMEOUT_S = 10.0
 _RECONNECT_S = 1.0
 _SILENCE_S = 20.0
 """The event feed says something every 5 s; when it has said nothing for this long, the line is dead."""
-_REFUSALS = (400, 412, 413, 415, 422)
+_REFUSALS = (400, 401, 403, 404, 412, 413, 415, 422)
 
 
 class ControlUnreachable(TributaryError):
@@ -43,11 +44,12 @@ class Refused(TributaryError):
 
 
 class ControlClient:
-    """Calls of one control plane. `transport` is for tests."""
+    """Calls of one control plane. limit_s: how long each may take. `transport` is for tests."""
 
-    def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, transport: httpx.BaseTransport | None = None, *, limit_s: float = TIMEOUT_S) -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=_headers(), transport=transport)
+        self._limit_s = limit_s
+        self._http = httpx.Client(base_url=url, headers=_headers(), transport=transport)
 
     def status(self) -> Json:
         """Asked and in force, processes, rates, backlog."""
@@ -61,6 +63,10 @@ class ControlClient:
         """The newest revisions, newest first."""
         return self._call("GET", "/v1/config/revisions", params={"limit": limit})["revisions"]
 
+    def revision(self, number: int) -> Json:
+        """One revision, where it is in force, and the figures of the steps around its coming into force."""
+        return self._call("GET", f"/v1/config/revisions/{number}")
+
     def patch(self, patch: Json, *, reason: str = "", author: str | None = None, expected: int | None = None) -> Json:
         """Change the live configuration by a JSON merge patch. expected: only if this revision is current."""
         headers = {"Content-Type": "application/merge-patch+json", "X-Tributary-Author": author or whoami()}
@@ -71,9 +77,58 @@ class ControlClient:
 
     def roll_back(self, revision: int, *, reason: str = "") -> Json:
         """Make the configuration of an earlier revision current again."""
-        headers = {"X-Tributary-Author": whoami()}
         params = {"reason": reason} if reason else {}
-        return self._call("POST", "/v1/config/rollback", params=params, headers=headers, json={"revision": revision})
+        return self._call("POST", "/v1/config/rollback", params=params, headers=_by(), json={"revision": revision})
+
+    def dry_run(self, candidates: list[Json], wait_s: float) -> Json:
+        """What each candidate ({"label", "patch"}) would do with the learner's next step; it may be waiting still."""
+        body = {"candidates": candidates}
+        return self._call("POST", "/v1/config/dry-run", wait_s=wait_s, headers=_by(), json=body)
+
+    def trial(self, trial_id: str) -> Json:
+        """A dry run that was asked for earlier."""
+        return self._call("GET", f"/v1/config/dry-run/{_quoted(trial_id)}")
+
+    def order_learner(self, order: str, wait_s: float | None = None) -> Json:
+        """Have the learner pause, resume, or write a checkpoint, for which the call waits up to wait_s."""
+        return self._call("POST", f"/v1/learner/{order}", wait_s=wait_s, headers=_by())
+
+    def generators(self) -> Json:
+        """Every generator, under "generators"."""
+        return self._call("GET", "/v1/generators")
+
+    def order_generator(self, name: str, order: str) -> Json:
+        """Drain a generator, or admit it again."""
+        return self._call("POST", f"/v1/generators/{_quoted(name)}/{order}", headers=_by())
+
+    def groups(self, **query: str | int) -> Json:
+        """Groups that the learner trained on, newest first; limit, before, prompt_id."""
+        return self._call("GET", "/v1/groups", params=query)
+
+    def group(self, entry_id: str) -> Json:
+        """One of them, token by token."""
+        return self._call("GET", f"/v1/groups/{_quoted(entry_id)}")
+
+    def prompts(self, **query: str | int | float) -> Json:
+        """Prompts and how often they were solved; solve_rate, solve_rate_max, min_attempts, limit, after."""
+        return self._call("GET", "/v1/prompts", params=query)
+
+    def demonstrate(self, prompt_id: str, text: str) -> Json:
+        """Add a demonstration to a prompt."""
+        body = {"prompt_id": prompt_id, "text": text}
+        return self._call("POST", "/v1/demonstrations", headers=_by(), json=body)
+
+    def demonstrations(self, limit: int) -> Json:
+        """The demonstrations that were added, newest first."""
+        return self._call("GET", "/v1/demonstrations", params={"limit": limit})
+
+    def demonstration(self, addition_id: str) -> Json:
+        """One of them, and what became of it."""
+        return self._call("GET", f"/v1/demonstrations/{_quoted(addition_id)}")
+
+    def quarantine(self, limit: int) -> Json:
+        """The messages that could not be used, newest first."""
+        return self._call("GET", "/v1/quarantine", params={"limit": limit})
 
     def __enter__(self) -> ControlClient:
         return self
@@ -81,12 +136,16 @@ class ControlClient:
     def __exit__(self, *raised: object) -> None:
         self._http.close()
 
-    def _call(self, method: str, path: str, **arguments: Any) -> Json:
+    def _call(self, method: str, path: str, *, wait_s: float | None = None, **arguments: Any) -> Json:
+        """The answer to a call. wait_s: how long the control plane may wait for what is asked before it answers."""
+        limit_s = self._limit_s + (wait_s or 0.0)
+        if wait_s is not None:
+            arguments["params"] = {**arguments.get("params", {}), "wait_s": wait_s}
         try:
-            response = self._http.request(method, path, **arguments)
+            response = self._http.request(method, path, timeout=limit_s, **arguments)
         except httpx.TimeoutException as error:
             raise ControlUnreachable(
-                f"the control plane at {self.url} did not answer within {TIMEOUT_S:.0f} s: its log may say why"
+                f"the control plane at {self.url} did not answer within {limit_s:.0f} s: its log may say why"
             ) from error
         except httpx.HTTPError as error:
             raise ControlUnreachable(
@@ -119,6 +178,16 @@ def whoami() -> str:
         if name.isascii() and name.isprintable():
             return name[:64]
     return "operator"
+
+
+def _by() -> dict[str, str]:
+    """Who asks; where the token says it, its name counts."""
+    return {"X-Tributary-Author": whoami()}
+
+
+def _quoted(name: str) -> str:
+    """A name as one part of a path."""
+    return quote(name, safe="")
 
 
 def _headers() -> dict[str, str]:

@@ -53,6 +53,8 @@ def _rows(progress: Progress, now_s: float) -> list[tuple[Text, Text, Text, Text
         cells.append(("hint length", f"{progress.hint_length:.1f} tokens"))
     if progress.rehearsal is not None:
         cells.append(("rehearsal buffer", describe_rehearsal(progress.rehearsal)))
+    if progress.paused_by:
+        cells.append(("learner", f"paused by {progress.paused_by}"))
     if progress.quarantined:
         cells.append(("quarantined", str(progress.quarantined)))
     if len(cells) % 2:
@@ -81,8 +83,10 @@ def _processes(progress: Progress) -> Text:
     text = Text("\n")
     for name, state in progress.processes.items():
         well = state in _WELL
-        text.append("● ", style="green" if well else "red")
-        text.append(name if well else f"{name} ({state})", style="" if well else "red")
+        told = state if not well else "drained" if name in progress.drained else ""
+        colour = "red" if not well else "yellow" if told else "green"
+        text.append("● ", style=colour)
+        text.append(f"{name} ({told})" if told else name, style=colour if told else "")
         text.append("   ")
     return text
 
@@ -100,6 +104,10 @@ def plain_line(progress: Progress, now_s: float) -> str:
         f"trained {number(progress.trained_tokens_per_s, 0)} tok/s",
         f"version {_versions(progress)}",
     ]
+    if progress.paused_by:
+        parts.append(f"paused by {progress.paused_by}")
+    if progress.drained:
+        parts.append(f"drained: {', '.join(sorted(progress.drained))}")
     if progress.schedule is not None:
         parts.append(f"hint schedule {describe_schedule(progress.schedule)}")
     if progress.rehearsal is not None:

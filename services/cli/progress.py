@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.events import Event, EventKind
+from common.orders import OrderKind
 
 RECENT_STEPS = 10
 RATE_LIFETIME_S = 10.0
@@ -38,7 +39,8 @@ class Progress:
     """The newest of everything. None: not known yet.
 
     hint_length: mean tokens shown in the newest step. schedule: where the hint schedule is, as the curriculum tells in
-    its heartbeat, which no event does. rehearsal: the buffer as the newest step left it.
+    its heartbeat, which no event does. rehearsal: the buffer as the newest step left it. paused_by: who paused the
+    learner, "" while nobody has. drained: generators that take no more requests, and who wants that.
     """
 
     run: str = ""
@@ -57,6 +59,8 @@ class Progress:
     hint_length: float | None = None
     schedule: Json | None = None
     rehearsal: Json | None = None
+    paused_by: str = ""
+    drained: dict[str, str] = field(default_factory=dict[str, str])
     updates: int = 0
     rewards: deque[float] = field(default_factory=lambda: deque[float](maxlen=RECENT_STEPS))
     accuracy: dict[str, Accuracy] = field(default_factory=dict[str, Accuracy])
@@ -73,6 +77,13 @@ class Progress:
     def generated_tokens_per_s(self, now_s: float) -> float:
         """What all generators sample now; one that has said nothing lately counts as idle."""
         return sum(rate.tokens_per_s for rate in self.rates.values() if now_s - rate.at_s < RATE_LIFETIME_S)
+
+    def look(self, status: Json) -> None:
+        """Take in what no event tells, or tells only once, from the control plane's GET /v1/status."""
+        self.schedule = status["hint_schedule"]
+        paused = status["learner"]["paused"]
+        self.paused_by = str(paused["by"]) if paused else ""
+        self.drained = {name: str(order["by"]) for name, order in status["drained"].items()}
 
     def absorb(self, event: Event) -> str:
         """Take an event in. The answer is a sentence if it is worth one, else ""."""
@@ -98,6 +109,10 @@ class Progress:
             case EventKind.QUARANTINE:
                 self.quarantined += 1
                 return f"quarantined a message of {data['stream']}: {data['reason']}"
+            case EventKind.ORDER:
+                return self._order(OrderKind(data["order"]), str(data["target"]), str(data["by"]))
+            case EventKind.ADDITION:
+                return describe_addition(data)
             case EventKind.NOTICE:
                 return str(data["text"])
         return ""
@@ -142,6 +157,27 @@ class Progress:
         if config is not None:
             self.algorithm, self.hints = str(config["algorithm"]["kind"]), str(config["hints"]["kind"])
         return f"revision {data['revision']} in force at the learner from step {data['step']}"
+
+    def _order(self, order: OrderKind, target: str, by: str) -> str:
+        match order:
+            case OrderKind.PAUSE:
+                self.paused_by = by
+            case OrderKind.RESUME:
+                self.paused_by = ""
+            case OrderKind.DRAIN:
+                self.drained[target] = by
+            case OrderKind.ADMIT:
+                self.drained.pop(target, None)
+            case OrderKind.CHECKPOINT:
+                pass
+        return f"{by} orders {target}: {order.value}"
+
+
+def describe_addition(data: Json) -> str:
+    """What became of a demonstration that was added, in a sentence."""
+    reason = f" ({data['reason']})" if data.get("reason") else ""
+    by = f" by {data['by']}" if data.get("by") else ""
+    return f"demonstration added to {data['prompt_id']}{by}: {data['state']}{reason}"
 
 
 def describe_changes(changes: list[Json], number: int = 0) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from common.events import Event
+from services.cli.legible import legible
 from services.cli.panel import panel, plain_line
 from services.cli.progress import Progress
 
@@ -57,7 +58,7 @@ class LiveVoice:
         style = {"error": "red", "warning": "yellow", "revision": "cyan", "evaluation": "green"}.get(kind)
         stamp = time.strftime("%H:%M:%S", time.localtime(self._clock()))
         self._console.print(f"[dim]{stamp}[/]", end=" ", highlight=False)
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(legible(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def tell(self, event: Event, sentence: str) -> None:
         """Say the sentence, if there is one."""
@@ -98,7 +99,7 @@ class PlainVoice:
     def say(self, text: str, kind: str = "note", **data: Any) -> None:
         """Print a line."""
         stamp = time.strftime("%H:%M:%S", time.localtime(self._clock()))
-        self._console.print(f"{stamp} {text}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"{stamp} {legible(text)}", markup=False, highlight=False, soft_wrap=True)
 
     def tell(self, event: Event, sentence: str) -> None:
         """Say the sentence, if there is one."""

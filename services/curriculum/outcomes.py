@@ -80,8 +80,6 @@ async def decode_outcomes(process: Process, entries: Sequence[Entry]) -> list[tu
     return decoded
 
 
-def split(decoded: Sequence[tuple[str, Outcome]]) -> tuple[list[tuple[str, Outcome]], list[tuple[str, Outcome]]]:
-    """(training outcomes, evaluation outcomes)."""
-    training = [item for item in decoded if item[1].purpose is Purpose.TRAIN]
-    evaluation = [item for item in decoded if item[1].purpose is Purpose.EVALUATE]
-    return training, evaluation
+def by_purpose(decoded: Sequence[tuple[str, Outcome]]) -> dict[Purpose, list[tuple[str, Outcome]]]:
+    """Outcomes with the ids of their entries, for every purpose."""
+    return {purpose: [item for item in decoded if item[1].purpose is purpose] for purpose in Purpose}

@@ -18,13 +18,14 @@ from common.expert_scores import ExpertScores
 from common.metrics import CurriculumMetrics
 from common.process import Process
 from common.streams import Entry
-from common.trajectory import Outcome, Purpose
+from common.trajectory import Outcome, Purpose, Request
 from common.weights import WeightAnnouncements
 from common.wire import encode_request
+from services.curriculum.added import AddedDemonstrations
 from services.curriculum.evaluation import evaluation_requests, summarise
 from services.curriculum.hints import cut_of, level
 from services.curriculum.order import Order
-from services.curriculum.outcomes import Answers, Ledger, decode_outcomes, split
+from services.curriculum.outcomes import Answers, Ledger, by_purpose, decode_outcomes
 from services.curriculum.prompts import PromptSet
 from services.curriculum.scored import LATE_S, ScoredDemonstrations
 from services.curriculum.set_aside import SetAsideReport
@@ -34,6 +35,7 @@ from services.curriculum.training import TrainingRequests
 log = logging.getLogger(__name__)
 
 BATCH = 64
+TAKEN_AT_ONCE = 512
 ASKED_AT_MOST = 3
 UNCUT_AT_MOST = 64
 TURN_MS = 100
@@ -52,7 +54,11 @@ class Curriculum:
         self._weights = WeightAnnouncements(process.redis, process.keys)
         self._metrics = CurriculumMetrics(process.registry)
         self._state = State()
+        self._scored = self._scored_demonstrations()
         self._requests = self._training_requests(Ledger({}))
+        self._added = AddedDemonstrations(process, self._metrics, training, self._scored)
+        self._added_told = 0
+        self._texts_told: set[str] = set()
         sets = [prompts.set_aside for prompts in (training, *heldout)]
         self._set_aside = SetAsideReport(process, self._metrics, sets, time.monotonic)
         self._answers = Answers()
@@ -62,14 +68,17 @@ class Curriculum:
         self._drained = False
         self._uncut_said = 0
 
+    def _scored_demonstrations(self) -> ScoredDemonstrations | None:
+        """The scores of the expert, if it is served."""
+        process = self._process
+        if process.settings.expert.policy != "scored":
+            return None
+        return ScoredDemonstrations(ExpertScores(process.redis, process.keys), process.patiently, time.monotonic)
+
     def _training_requests(self, ledger: Ledger) -> TrainingRequests:
-        process, data, run = self._process, self._process.settings.data, self._process.settings.run
-        scored = None
-        if process.settings.expert.policy == "scored":
-            scores = ExpertScores(process.redis, process.keys)
-            scored = ScoredDemonstrations(scores, process.patiently, time.monotonic)
+        data, run = self._process.settings.data, self._process.settings.run
         order = Order(len(self._training), run.seed, data.shuffle)
-        return TrainingRequests(self._training, order, run.seed, ledger, scored)
+        return TrainingRequests(self._training, order, run.seed, ledger, self._scored)
 
     async def run(self) -> None:
         """Work until the process is told to stop."""
@@ -84,6 +93,7 @@ class Curriculum:
             step = await self._step()
             await self._process.enforce(revision.number, step=step)
             finished = await self._finished_version()
+            self._state = await self._added.follow(revision, self._state)
             if finished is None:
                 self._state = replace(self._state, clocks=self._state.clocks.at(revision.live.hints, step))
                 await self._issue(revision)
@@ -94,6 +104,8 @@ class Curriculum:
             await self._say_what_is_set_aside()
             entries = await self._process.patiently("take outcomes", self._take)
             await self._absorb(entries)
+            if not self._may_hold_unread and len(entries) < TAKEN_AT_ONCE:
+                self._state = await self._added.ask_again(revision, self._state)
             await self._rescue_evaluation(revision, idle=not entries)
 
     async def _take(self) -> list[Entry]:
@@ -101,10 +113,10 @@ class Curriculum:
         outcomes, name = self._process.delivery.outcomes, self._process.name
         unread, self._may_hold_unread = self._may_hold_unread, True
         if unread:
-            entries = await outcomes.pending(name, self._last_entry, 512)
+            entries = await outcomes.pending(name, self._last_entry, TAKEN_AT_ONCE)
             self._may_hold_unread = bool(entries)
         else:
-            entries = await outcomes.take(name, count=512, block_ms=TURN_MS)
+            entries = await outcomes.take(name, count=TAKEN_AT_ONCE, block_ms=TURN_MS)
             self._may_hold_unread = False
         if entries:
             self._last_entry = entries[-1].entry_id
@@ -117,6 +129,7 @@ class Curriculum:
         self._state = decode_state(saved, life=uuid4().hex[:8])
         records: Any = await process.patiently("read solve rates", lambda: process.redis.hgetall(process.keys.prompts))
         self._requests = self._training_requests(Ledger(records))
+        await self._added.restore()
         if self._state.issued:
             log.info("going on", extra={"issued": self._state.issued, "epoch": self._state.cursor.epoch})
 
@@ -134,15 +147,21 @@ class Curriculum:
         """Issue training requests as far as the credit allows."""
         live, delivery = revision.live, self._process.delivery
         credit = (live.max_staleness + 1) * live.groups_per_step
-        await self._requests.look_ahead(revision, self._state.cursor)
+        await self._requests.look_ahead(revision, self._state.cursor, self._added.wanted)
         outstanding = await self._process.patiently("count outstanding groups", delivery.outstanding)
         requests, state = self._requests.next(revision, self._state, min(credit - outstanding, BATCH))
         if requests:
-            payloads = [(r.request_id, encode_request(r)) for r in requests]
-            await self._process.patiently("issue requests", lambda: delivery.issue(payloads, state.encode()))
+            payloads, texts = [(r.request_id, encode_request(r)) for r in requests], self._untold_texts(requests)
+            await self._process.patiently("issue requests", lambda: delivery.issue(payloads, state.encode(), texts))
+            self._texts_told |= texts.keys()
             self._metrics.requests.labels(Purpose.TRAIN.value).inc(len(requests))
         self._state = state
         self._show(revision, outstanding + len(requests), credit)
+
+    def _untold_texts(self, requests: Sequence[Request]) -> dict[str, str]:
+        """The texts of the prompts of requests, by id, but those that Redis has been told."""
+        found = [self._training.find(r.prompt_id) for r in requests if r.prompt_id not in self._texts_told]
+        return {prompt.prompt_id: prompt.text for prompt in found if prompt is not None}
 
     def _show(self, revision: Revision, outstanding: int, credit: int) -> None:
         """Tell in heartbeat and metrics where the curriculum is."""
@@ -169,8 +188,9 @@ class Curriculum:
         return {"kind": hints.kind, "phase": phase, **found, "mean_hint_length": mean} if found else None
 
     async def _say_what_is_set_aside(self) -> None:
-        """Tell which demonstrations cannot be used, and how many prompts are left with one."""
-        if await self._set_aside.tell():
+        """Tell which demonstrations cannot be used, and how many prompts have one that can."""
+        if await self._set_aside.tell() or self._added.used != self._added_told:
+            self._added_told = self._added.used
             process, known = self._process, {"train_demonstrations": self._training.with_demonstrations}
             await process.patiently("tell facts", lambda: process.redis.hset(process.keys.facts, mapping=known))
 
@@ -289,13 +309,15 @@ class Curriculum:
         """Take outcomes in. Training outcomes are acknowledged at once, those of an evaluation when it is reported."""
         if not entries:
             return
-        training, evaluation = split(await decode_outcomes(self._process, entries))
+        found = by_purpose(await decode_outcomes(self._process, entries))
+        training, evaluation, grades = (found[p] for p in (Purpose.TRAIN, Purpose.EVALUATE, Purpose.GRADE))
+        await self._added.graded([o for _, o in grades])
         current = self._state.evaluation
         stray = {i for i, o in evaluation if not _is_due(o, current)}
         for entry_id, outcome in evaluation:
             if entry_id not in stray:
                 self._answers.add(entry_id, outcome)
-        done = [i for i, _ in training] + sorted(stray)
+        done = [i for i, _ in (*training, *grades)] + sorted(stray)
         changed = self._requests.absorbed([o for _, o in training])
         delivery = self._process.delivery
         await self._process.patiently("absorb outcomes", lambda: delivery.absorb(done, changed))

@@ -9,28 +9,33 @@ from dataclasses import dataclass
 from common.errors import SettingsError
 from common.settings import DatasetSettings
 from common.trajectory import Logprobs, Tokens
-from services.curriculum.expert_logprobs import recorded_logprobs
-from services.curriculum.rows import Row, Table
-from services.curriculum.set_aside import Reason, SetAside, Unusable
+from services.curriculum.expert_logprobs import UnfitLogprobs, recorded_logprobs
+from services.curriculum.rows import Message, Row, Table
+from services.curriculum.set_aside import Reason, SetAside, UnfitDemonstration, Unusable
 from services.curriculum.tokens import TokenisedText, Tokeniser
 
 KEPT_READY = 2048
+SHOWN_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """One problem with its prompt in tokens. number: its row. Demonstrations stay text until they are asked for."""
+    """One problem with its prompt in tokens. number: its row. Demonstrations stay text until they are asked for.
+
+    text: the prompt as the data set has it, for display.
+    """
 
     prompt_id: str
     number: int
     tokens: Tokens
     answer: str
     demonstrations: tuple[str, ...]
+    text: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A demonstration that can be used: the `number`-th of its prompt, in tokens.
+    """A demonstration that can be used: the `number`-th of its prompt, in tokens. Those that were added count on.
 
     expert_logprobs: [D] as recorded in the data set; None if it is not known from there.
     """
@@ -58,6 +63,8 @@ class PromptSet:
         self.set_aside = SetAside(name, sum(len(p.demonstrations) for p in prompts))
         self._tokeniser = tokeniser
         self._table = table
+        self._by_id = {prompt.prompt_id: prompt for prompt in prompts}
+        self._added: dict[str, dict[int, str]] = {}
         self._ready: OrderedDict[str, tuple[Prepared, ...]] = OrderedDict()
         self._discarded: set[str] = set()
         self._without: set[str] = {p.prompt_id for p in prompts if not any(t.strip() for t in p.demonstrations)}
@@ -76,6 +83,24 @@ class PromptSet:
     def characters(self) -> int:
         """The size of all demonstrations."""
         return sum(len(text) for prompt in self.prompts for text in prompt.demonstrations)
+
+    def find(self, prompt_id: str) -> Prompt | None:
+        """The problem with an id."""
+        return self._by_id.get(prompt_id)
+
+    def look_at(self, prompt: Prompt, number: int, text: str, longest: int) -> Prepared:
+        """A text as the `number`-th demonstration of a problem, of at most `longest` tokens. UnfitDemonstration."""
+        prepared = self._made(prompt, number, text)
+        if why := self._too_long(prompt, len(prepared.tokens), longest):
+            raise UnfitDemonstration(Reason.TOO_LONG, why)
+        return prepared
+
+    def add(self, prompt: Prompt, number: int, text: str) -> None:
+        """Use a demonstration that was added to a problem, before those that it has."""
+        self._added.setdefault(prompt.prompt_id, {})[number] = text
+        self.set_aside.demonstrations += 1
+        self._ready.pop(prompt.prompt_id, None)
+        self._without.discard(prompt.prompt_id)
 
     def is_ready(self, prompt: Prompt) -> bool:
         """Whether the demonstrations of a problem can be had without work."""
@@ -125,42 +150,66 @@ class PromptSet:
 
     def _prepare(self, prompt: Prompt) -> list[Prepared]:
         usable: list[Prepared] = []
-        for number, text in enumerate(prompt.demonstrations):
+        for number, text in self._texts(prompt).items():
             if _name(prompt, number) in self._discarded:
                 continue
-            if not text.strip():
-                self._note(prompt, number, Reason.EMPTY, "the demonstration is empty")
-                continue
-            made = self._tokeniser.demonstration(text)
-            if made.specials:
-                which = ", ".join(repr(token) for token in made.specials)
-                self._note(prompt, number, Reason.SPECIAL_TOKENS, f"special tokens stand inside it: {which}")
-                continue
             try:
-                usable.append(Prepared(number, made, self._recorded(prompt, number, made.tokens)))
-            except ValueError as error:
-                self._note(prompt, number, Reason.RECORDED_LOGPROBS, str(error))
+                usable.append(self._made(prompt, number, text))
+            except UnfitDemonstration as unfit:
+                self._note(prompt, number, unfit.reason, str(unfit))
         return usable
+
+    def _texts(self, prompt: Prompt) -> dict[int, str]:
+        """All demonstrations of a problem by number: what was added last comes first, then those of its row."""
+        added = self._added.get(prompt.prompt_id, {})
+        return {n: added[n] for n in sorted(added, reverse=True)} | dict(enumerate(prompt.demonstrations))
+
+    def _made(self, prompt: Prompt, number: int, text: str) -> Prepared:
+        """A demonstration in tokens. UnfitDemonstration if it cannot be used, whatever the live configuration."""
+        if not text.strip():
+            raise UnfitDemonstration(Reason.EMPTY, "the demonstration is empty")
+        made = self._tokeniser.demonstration(text)
+        if made.specials:
+            which = ", ".join(repr(token) for token in made.specials)
+            raise UnfitDemonstration(Reason.SPECIAL_TOKENS, f"special tokens stand inside it: {which}")
+        try:
+            return Prepared(number, made, self._recorded(prompt, number, made.tokens))
+        except ValueError as error:
+            raise UnfitDemonstration(Reason.RECORDED_LOGPROBS, str(error)) from error
 
     def _recorded(self, prompt: Prompt, number: int, tokens: Tokens) -> Logprobs | None:
         if self._table is None:
             return None
+        if number >= len(prompt.demonstrations):
+            raise UnfitLogprobs(
+                'it was added without log-probs, and [expert] policy is "recorded": put it into the data set with them'
+            )
         record = self._table.records(prompt.number, len(prompt.demonstrations))[number]  # ValueError: none of each
         return recorded_logprobs(record, tokens)
 
     def _fits(self, prompt: Prompt, number: int, length: int, longest: int) -> bool:
-        room = self._tokeniser.context - len(prompt.tokens)
+        why = self._too_long(prompt, length, longest)
+        if why:
+            limit = min(longest, self._room(prompt))
+            self._note(prompt, number, Reason.TOO_LONG, why, f"{Reason.TOO_LONG} for {limit}")
+        return not why
+
+    def _too_long(self, prompt: Prompt, length: int, longest: int) -> str:
+        """Why a demonstration of so many tokens is too long; "" if it is not."""
+        room = self._room(prompt)
         if length <= min(longest, room):
-            return True
+            return ""
         limit = f"sampling.max_response_tokens is {longest}" if longest < room else f"the context leaves {room}"
-        why = f"it has {length} tokens with its end token, and {limit}"
-        self._note(prompt, number, Reason.TOO_LONG, why, f"{Reason.TOO_LONG} for {min(longest, room)}")
-        return False
+        return f"it has {length} tokens with its end token, and {limit}"
+
+    def _room(self, prompt: Prompt) -> int:
+        """How many tokens the context leaves for a response."""
+        return self._tokeniser.context - len(prompt.tokens)
 
     def _note(self, prompt: Prompt, number: int, reason: Reason, why: str, detail: str = "") -> None:
         name = f"{_name(prompt, number)}: {detail or reason}"
         why = f"demonstration {number + 1} of {prompt.prompt_id}: {why}"
-        self.set_aside.note(Unusable(name, reason, why, prompt.demonstrations[number]))
+        self.set_aside.note(Unusable(name, reason, why, self._texts(prompt)[number]))
 
 
 Progress = Callable[[int, int], None]
@@ -198,4 +247,10 @@ def _prompt(name: str, row: Row, source: DatasetSettings, tokeniser: Tokeniser) 
         )
     if len(tokens) == 0:
         raise SettingsError(f"the prompt in row {row.number + 1} of {source.path} has no tokens: remove the row")
-    return Prompt(f"{name}:{row.number}", row.number, tokens, row.answer, row.demonstrations)
+    return Prompt(f"{name}:{row.number}", row.number, tokens, row.answer, row.demonstrations, shown_text(row.prompt))
+
+
+def shown_text(prompt: str | tuple[Message, ...]) -> str:
+    """A prompt as people read it, cut if it is long."""
+    text = prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    return text[:SHOWN_CHARACTERS]

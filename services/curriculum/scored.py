@@ -10,7 +10,8 @@ from math import inf
 
 from common.connection import Patience
 from common.expert_scores import ExpertScores, Score, score_key
-from common.trajectory import ScoreTask
+from common.trajectory import Logprobs, ScoreTask
+from services.curriculum.expert_logprobs import UnfitLogprobs, fitting_logprobs
 from services.curriculum.prompts import Prepared, Prompt
 
 ASK_AGAIN_S = 30.0
@@ -50,9 +51,14 @@ class ScoredDemonstrations:
         self._identity = ""
         self._stuck_since_s: float | None = None
 
-    def score(self, wanted: Wanted) -> Score | None:
-        """The score of a demonstration; None while there is none."""
-        return self._found.get(wanted.name)
+    def logprobs(self, wanted: Wanted) -> Logprobs | None:
+        """log π_φ of a demonstration [D]; None while its score is missing. UnfitLogprobs if it cannot be had."""
+        score = self._found.get(wanted.name)
+        if score is None:
+            return None
+        if score.logprobs is None:
+            raise UnfitLogprobs(f"the expert did not score it: {score.reason}")
+        return fitting_logprobs(score.logprobs, wanted.demonstration.tokens)
 
     async def follow(self, wanted: Iterable[Wanted]) -> None:
         """Take in the scores that are there, and ask for those that are not, in order.

@@ -37,6 +37,14 @@ _SAID = {
 }
 
 
+class UnfitDemonstration(ValueError):
+    """A demonstration that cannot be used, whatever else happens; says why, without its name."""
+
+    def __init__(self, reason: Reason, why: str) -> None:
+        self.reason = reason
+        super().__init__(why)
+
+
 @dataclass(frozen=True, slots=True)
 class Unusable:
     """A demonstration that was set aside. identity: it is counted once under this name. why: one sentence."""

@@ -27,6 +27,7 @@ class Evaluation:
 class State:
     """Where the curriculum is. issued: training requests so far, which also numbers them. clocks: of hint schedules.
 
+    grading: additions whose grade was asked for → how many times; those that have a verdict may still stand there.
     life: part of every training request's id. A Redis that lost its data begins another life, whose groups the learner
     does not take for those that it has trained.
     """
@@ -37,6 +38,7 @@ class State:
     evaluated_version: int = -1
     evaluation: Evaluation | None = None
     clocks: Clocks = field(default_factory=Clocks)
+    grading: dict[str, int] = field(default_factory=dict[str, int])
 
     def encode(self) -> bytes:
         """The state as JSON bytes."""
@@ -64,4 +66,5 @@ def decode_state(payload: bytes | None, life: str) -> State:
         evaluated_version=fields["evaluated_version"],
         evaluation=None if evaluation is None else Evaluation(**evaluation),
         clocks=decode_clocks(fields.get("clocks", {})),
+        grading=fields.get("grading", {}),
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from statistics import fmean
 
 from common.config.hints import BranchOnFailure, Hints
 from common.config.store import Revision
 from common.trajectory import Demonstration, Outcome, Purpose, Request, Sampling
-from services.curriculum.expert_logprobs import UnfitLogprobs, fitting_logprobs
+from services.curriculum.expert_logprobs import UnfitLogprobs
 from services.curriculum.hints import Occasion, Planned, cannot_be_cut, cut_of, demonstrations_used, plan_group
 from services.curriculum.order import Cursor, Order
 from services.curriculum.outcomes import Ledger
@@ -63,10 +63,17 @@ class TrainingRequests:
         self._scored = scored
         self._lengths = HintLengths()
 
-    async def look_ahead(self, revision: Revision, cursor: Cursor) -> None:
-        """Ask for the scores of the next prompts' demonstrations, if there is an expert to score them."""
-        if self._scored is not None and demonstrations_used(revision.live.hints):
-            await self._scored.follow(islice(self._wanted(revision, cursor), AHEAD))
+    async def look_ahead(self, revision: Revision, cursor: Cursor, besides: Sequence[Wanted] = ()) -> None:
+        """Ask for the scores of the next prompts' demonstrations, if there is an expert to score them.
+
+        besides: what else is to be scored, before those.
+        """
+        if self._scored is None:
+            return
+        used = demonstrations_used(revision.live.hints) > 0
+        wanted = islice(self._wanted(revision, cursor), AHEAD) if used else ()
+        if used or besides:
+            await self._scored.follow(chain(besides, wanted))
 
     def scores_are_late(self) -> bool:
         """Whether no request could be made for long, for want of scores; true once, until requests go on."""
@@ -138,15 +145,14 @@ class TrainingRequests:
             if self._scored is None:
                 usable.append(prepared.text.cut_at(cut, prepared.expert_logprobs))
                 continue
-            score = self._scored.score(Wanted(prompt, prepared))
-            if score is None:
-                return None
             try:
-                if score.logprobs is None:
-                    raise UnfitLogprobs(f"the expert did not score it: {score.reason}")
-                usable.append(prepared.text.cut_at(cut, fitting_logprobs(score.logprobs, prepared.tokens)))
+                logprobs = self._scored.logprobs(Wanted(prompt, prepared))
             except UnfitLogprobs as error:
                 self.prompts.discard(prompt, prepared.number, Reason.UNSCORABLE, str(error))
+                continue
+            if logprobs is None:
+                return None
+            usable.append(prepared.text.cut_at(cut, logprobs))
         return tuple(usable)
 
     def _wanted(self, revision: Revision, cursor: Cursor) -> Iterator[Wanted]:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is answered with. group: None for an evaluation. search: how a search ended, if one was asked."""
+    """What a request is answered with. group: None unless it is to train. search: how a search ended, if asked for."""
 
     group: Group | None
     outcome: Outcome
@@ -68,6 +68,8 @@ class Answerer:
                 return await self._train(request)
             case Purpose.EVALUATE:
                 return await self._evaluate(request)
+            case Purpose.GRADE:
+                return Answer(None, self._outcome(request, await self._rollouts.demonstrate(request, 1)))
 
     async def _train(self, request: Request) -> Answer:
         plan = request.plan

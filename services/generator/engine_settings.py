@@ -66,6 +66,8 @@ class EngineSettings:
 
         if current_platform.is_cpu():
             os.environ.setdefault("OMP_NUM_THREADS", "1")
+            # The engine has torch compile one small kernel, for which a machine would need a C++ compiler.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
             if self.tensor_parallel_size == 1:
                 # The worker then lives in the core itself: one process less, and the kernel can tie it to this one.
                 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

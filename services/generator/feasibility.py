@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from common.errors import TributaryError
-from common.trajectory import AnchorSearch, Purpose, Request, Sampling
+from common.trajectory import AnchorSearch, GroupPlan, Purpose, Request, Sampling
 
 
 class RequestRefused(TributaryError):
@@ -34,6 +34,8 @@ def _require_possible_plan(request: Request, max_tokens: int) -> None:
     plan, known = request.plan, len(request.demonstrations)
     if min(plan.plain, plan.branched, plan.hint_length, plan.demonstrations, plan.gate or 0) < 0:
         raise RequestRefused(f"a plan counts from zero: {plan}")
+    if request.purpose is Purpose.GRADE and plan != GroupPlan(plain=0, demonstrations=1):
+        raise RequestRefused(f"a request to grade has one demonstration and no rollouts, not {plan}")
     only_scores = request.purpose is Purpose.EVALUATE and request.score_demonstration
     if plan.plain + plan.branched + plan.demonstrations == 0 and not (only_scores or request.search):
         raise RequestRefused("the plan has no members: a group would be empty")
@@ -54,8 +56,8 @@ def _require_possible_plan(request: Request, max_tokens: int) -> None:
 
 def _require_possible_search(request: Request, search: AnchorSearch, max_tokens: int) -> None:
     plan, cuts = request.plan, search.cuts
-    if request.purpose is Purpose.EVALUATE:
-        raise RequestRefused("an evaluation samples from the bare prompt: it cannot search for a hint")
+    if request.purpose is not Purpose.TRAIN:
+        raise RequestRefused(f"the purpose is to {request.purpose}, not to train: it cannot search for a hint")
     if not request.demonstrations:
         raise RequestRefused("a search needs a demonstration to cut, and the request brings none")
     if plan.branched:

@@ -34,6 +34,8 @@ CarryOut = Callable[[Entry, int], Coroutine[Any, Any, None]]
 class Intake:
     """Hands each entry to `carry_out` as a task of its own, never more than `limit` at once.
 
+    admits: whether more may be taken; set it to False, and what is in flight is finished and nothing else begun.
+
     An entry stays pending in Redis until `carry_out` has answered it. If `carry_out` raises, `failed` ends with that
     error: the process must go down and leave the entry to another.
     """
@@ -43,6 +45,7 @@ class Intake:
     ) -> None:
         self.consumer = f"{process.name}.{os.getpid()}"
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.admits = True
         self.finished = 0
         self._limit = limit
         self._reclaim_after_s = process.settings.generator.reclaim_after_s
@@ -60,6 +63,11 @@ class Intake:
     def in_flight(self) -> int:
         """How many entries are being worked on."""
         return len(self._held)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it holds nothing, and nothing is on its way to it, until it admits more again."""
+        return not (self.admits or self._held or self._taking.locked())
 
     async def serve(self, *beside: Coroutine[Any, Any, None]) -> None:
         """Work until the process is told to stop, then finish or give up what is in flight; `beside` runs meanwhile.
@@ -79,15 +87,30 @@ class Intake:
         """Take new entries until the process is told to stop."""
         while not self._process.stop.is_set():
             async with self._taking:
-                free = self._limit - len(self._held)
+                free = self._free
                 if free > 0:
-                    entries = await self._process.patiently(
-                        f"take {self._named}", lambda count=free: self._stream.take(self.consumer, count, BLOCK_MS)
-                    )
-                    for entry in entries:
-                        self._begin(entry, deliveries=1)
+                    await self._take(free)
             if free <= 0:
                 await self._wait_for_change(BLOCK_MS / 1000)
+
+    @property
+    def _free(self) -> int:
+        """How many more entries may be taken now."""
+        return self._limit - len(self._held) if self.admits else 0
+
+    async def _take(self, count: int) -> None:
+        """Take what is new, waiting a little for it. What comes after admission has ended is given to others."""
+        entries = await self._process.patiently(
+            f"take {self._named}", lambda: self._stream.take(self.consumer, count, BLOCK_MS)
+        )
+        if self.admits:
+            for entry in entries:
+                self._begin(entry, deliveries=1)
+        elif entries:
+            ids = [entry.entry_id for entry in entries]
+            await self._process.patiently(
+                f"give {self._named} back", lambda: self._stream.release(self.consumer, ids, _LONG_DEAD_MS)
+            )
 
     async def keep(self) -> None:
         """Tell the others, for ever, that what is held here is being worked on."""
@@ -106,9 +129,8 @@ class Intake:
         while not self._process.stop.is_set():
             await self._process.pause(self._reclaim_after_s / 2)
             async with self._taking:
-                free = self._limit - len(self._held)
-                if free > 0 and not self._process.stop.is_set():
-                    await self._reclaim(free)
+                if self._free > 0 and not self._process.stop.is_set():
+                    await self._reclaim(self._free)
 
     async def _reclaim(self, count: int) -> None:
         idle_ms = math.ceil(self._reclaim_after_s * 1000)

@@ -16,6 +16,7 @@ from common.trajectory import Purpose, Request
 from common.wire import decode_request, encode_group, encode_outcome, identity
 from services.generator import graders
 from services.generator.answering import Answer, Answerer, failed
+from services.generator.draining import Draining
 from services.generator.engine import EngineDead, EngineError
 from services.generator.engine_settings import EngineSettings
 from services.generator.feasibility import RequestRefused
@@ -36,6 +37,7 @@ async def serve(
     """Run a generator until it is told to stop; its exit code. SettingsError before anything is started."""
     settings = process.settings
     process.details |= {"tokens_per_s": 0.0, "running": 0, "requests": 0, "generated_tokens": 0}
+    process.details |= {"draining": False, "drained": False}
     require_model(settings.model)
     await asyncio.to_thread(graders.load, settings.grader.name, settings.grader.options)
     detokenize = await asyncio.to_thread(open_text, settings.model)
@@ -66,6 +68,7 @@ class Generator:
             self._metrics.reclaimed,
             limit=process.settings.generator.requests_in_flight,
         )
+        self._draining = Draining(process, self._intake)
         self._pulse = Pulse(
             process,
             engine,
@@ -77,9 +80,12 @@ class Generator:
     async def run(self) -> None:
         """Serve until told to stop, then finish or give up what is in flight. Raises what makes that impossible."""
         await self._refresh.catch_up()
+        await self._draining.obey()  # before anything is taken
         if not self._process.stop.is_set():
             self._process.state = "running"
-        await self._intake.serve(self._refresh.follow(), self._pulse.follow(), self._engine.until_dead())
+        await self._intake.serve(
+            self._refresh.follow(), self._pulse.follow(), self._draining.follow(), self._engine.until_dead()
+        )
 
     async def _carry_out(self, entry: Entry, deliveries: int) -> None:
         """Answer one request, or quarantine it. Raises only what other requests would meet as well."""

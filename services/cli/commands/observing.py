@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -19,7 +18,9 @@ from common.errors import TributaryError
 from common.events import EventKind
 from services.cli import location
 from services.cli.client import ControlClient, follow
+from services.cli.commands.options import JsonOption, RunOption, UrlOption, connect, print_json
 from services.cli.exit_codes import INTERRUPTED
+from services.cli.legible import legible
 from services.cli.panel import number
 from services.cli.progress import Progress, describe_rehearsal, describe_schedule, percent
 from services.cli.voice import choose_voice
@@ -29,24 +30,17 @@ STOP_S = 20.0
 _LOOK_S = 0.1
 _STATUS_S = 2.0
 
-RunOption = Annotated[Path | None, typer.Option("--run", help="directory or run file; default: the newest in ./runs")]
-UrlOption = Annotated[str | None, typer.Option("--url", help="the control plane's address", envvar="TRIBUTARY_URL")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print a JSON document")]
+
+commands = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    app.command()(status)
-    app.command()(watch)
-    app.command()(down)
-
-
+@commands.command()
 def status(run: RunOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show what is asked for and what is in force, who is alive, how fast and how far."""
-    with ControlClient(location.control_url(run, url)) as client:
+    with connect(run, url) as client:
         document = client.status()
     if as_json:
-        print(json.dumps(document, indent=2))
+        print_json(document)
         return
     console = Console(highlight=False)
     console.print(_figures(document))
@@ -59,8 +53,11 @@ def _figures(document: Json) -> Table:
     last = document.get("last_step") or {}
     version = document["version"]
     rows = [
-        ("run", f"{document['run']['name']} at {document['run']['dashboard']}"),
-        ("step", f"{learner['step']}{' / ' + str(learner['max_steps']) if learner['max_steps'] else ''}"),
+        ("run", f"{document['run']['name']} at {legible(document['run']['dashboard'])}"),
+        (
+            "step",
+            f"{learner['step']}{' / ' + str(learner['max_steps']) if learner['max_steps'] else ''}{_paused(learner)}",
+        ),
         ("revision", f"{revision['asked']} ({settled})"),
         ("algorithm", f"{document['algorithm']}, hints {document['hints']}"),
         ("reward", number(last.get("reward"))),
@@ -88,6 +85,11 @@ def _figures(document: Json) -> Table:
     return grid
 
 
+def _paused(learner: Json) -> str:
+    order = learner["paused"]
+    return f" (paused by {legible(order['by'])})" if order else ""
+
+
 def _listed(versions: Json) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or "none"
 
@@ -99,14 +101,21 @@ def _processes(document: Json) -> Table:
     table.add_column("trouble", overflow="fold")
     for process in document["processes"]:
         style = "" if process["alive"] else "red"
-        state = process["state"] if process["alive"] or process["state"] in ("stopped", "failed") else "lost"
+        is_drained = process["alive"] and process["name"] in document["drained"]
+        state = state_of(process) + (", drained" if is_drained else "")
         age = f"{process['age_s']:.0f} s ago"
         cells = [process["name"], state, process.get("pid", ""), process["revision"], process["version"], age]
-        cells.append(process.get("metrics", ""))
-        table.add_row(*(str(cell) for cell in cells), process["trouble"], style=style)
+        cells += [process.get("metrics", ""), process["trouble"]]
+        table.add_row(*(Text(legible(cell)) for cell in cells), style=style)
     return table
 
 
+def state_of(process: Json) -> str:
+    """What a process says of itself; "lost" if it has gone silent."""
+    return process["state"] if process["alive"] or process["state"] in ("stopped", "failed") else "lost"
+
+
+@commands.command()
 def watch(
     run: RunOption = None,
     url: UrlOption = None,
@@ -127,6 +136,7 @@ async def _watch(address: str, document: Json, *, as_json: bool, plain: bool) ->
     voice = choose_voice(as_json=as_json, plain=plain)
     progress = Progress(document["run"]["name"], document["learner"]["max_steps"], address)
     progress.processes = {p["name"]: p["state"] if p["alive"] else "lost" for p in document["processes"]}
+    progress.look(document)
     since_s = float(document["at_s"])
 
     async def listen() -> None:
@@ -143,7 +153,8 @@ async def _watch(address: str, document: Json, *, as_json: bool, plain: bool) ->
 
     async def look() -> None:
         while True:
-            progress.schedule = await asyncio.to_thread(_schedule, address, progress.schedule)
+            if (told := await asyncio.to_thread(_status, address)) is not None:
+                progress.look(told)
             await asyncio.sleep(_STATUS_S)
 
     tasks = asyncio.create_task(listen()), asyncio.create_task(look())
@@ -160,15 +171,16 @@ async def _watch(address: str, document: Json, *, as_json: bool, plain: bool) ->
         voice.close()
 
 
-def _schedule(address: str, known: Json | None) -> Json | None:
-    """Where the hint schedule is, which no event tells; what was known while the control plane does not answer."""
+def _status(address: str) -> Json | None:
+    """The status of the run; None while the control plane does not answer."""
     try:
         with ControlClient(address) as client:
-            return client.status().get("hint_schedule")
+            return client.status()
     except TributaryError:
-        return known
+        return None
 
 
+@commands.command()
 def down(run: RunOption = None) -> None:
     """Stop the run that is up on this machine: every process of it. It can be resumed with `up`."""
     state = location.find(run)

@@ -1,41 +1,36 @@
-"""Commands that steer: `config get|set|diff|history|rollback` and `switch`."""
+"""Commands that steer: `config get|set|diff|rollback` and `switch`."""
 
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
+import shlex
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from common.config.algorithm import ALGORITHMS
 from common.config.store import Change, difference
 from common.errors import SettingsError
-from services.cli import location
 from services.cli.assignments import parse_assignments, parse_switch
-from services.cli.client import ControlClient
-from services.cli.commands.observing import JsonOption, RunOption, UrlOption
+from services.cli.commands.auditing import history
+from services.cli.commands.cataloguing import kinds
+from services.cli.commands.options import JsonOption, RunOption, UrlOption, connect, print_json
+from services.cli.commands.trying import WAIT_S, WaitOption, dry_run, show_answer, try_patch
 from services.cli.feeding import with_hints
+from services.cli.legible import one_line
 from services.cli.progress import describe_changes
 
 Json = dict[str, Any]
 ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="why; kept in the history")]
 
+commands = typer.Typer()
 config = typer.Typer(help="Read and change the live configuration of a run.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    app.add_typer(config, name="config")
-    lenient = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(context_settings=lenient)(switch)
-
-
-def _client(run: Path | None, url: str | None) -> ControlClient:
-    return ControlClient(location.control_url(run, url))
+config.command()(history)
+config.command("dry-run")(dry_run)
+commands.add_typer(config, name="config")
+_LENIENT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @config.command()
@@ -46,11 +41,11 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Show the live configuration, or a part of it."""
-    with _client(run, url) as client:
+    with connect(run, url) as client:
         revision = client.config()
     value = pick(revision["config"], path)
     if as_json:
-        print(json.dumps(value if path else revision, indent=2))
+        print_json(value if path else revision)
     elif isinstance(value, dict):
         for name, leaf in leaves(value, path):
             print(f"{name} = {json.dumps(leaf)}")
@@ -71,7 +66,7 @@ def set_values(
 ) -> None:
     """Change values of the live configuration, all in one revision. `null` returns a value to its default."""
     patch = parse_assignments(assignments)
-    with _client(run, url) as client:
+    with connect(run, url) as client:
         decision = client.patch(patch, reason=reason, expected=if_revision)
     _show_decision(decision, as_json=as_json)
 
@@ -85,7 +80,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two revisions."""
-    with _client(run, url) as client:
+    with connect(run, url) as client:
         revisions = {int(revision["revision"]): revision for revision in client.revisions()}
     newest = max(revisions, default=0)
     second = newest if after is None else after
@@ -96,7 +91,7 @@ def diff(
     changes = difference(revisions[first]["config"], revisions[second]["config"])
     if as_json:
         rows = [{"path": change.path, "before": change.before, "after": change.after} for change in changes]
-        print(json.dumps({"before": first, "after": second, "changes": rows}, indent=2))
+        print_json({"before": first, "after": second, "changes": rows})
         return
     _show_changes(first, second, changes)
 
@@ -107,35 +102,8 @@ def _show_changes(first: int, second: int, changes: list[Change]) -> None:
         return
     table = Table("path", f"revision {first}", f"revision {second}")
     for change in changes:
-        table.add_row(change.path, json.dumps(change.before), json.dumps(change.after))
-    Console(highlight=False).print(table)
-
-
-@config.command()
-def history(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="how many revisions")] = 20,
-    run: RunOption = None,
-    url: UrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the revisions, newest first: who, when, why, what, and from which learner step in force."""
-    with _client(run, url) as client:
-        revisions = client.revisions(limit)
-    if as_json:
-        print(json.dumps(revisions, indent=2))
-        return
-    table = Table("revision", "when", "who")
-    for heading in ("what changed", "why", "from step"):
-        table.add_column(heading, overflow="fold")
-    for revision in revisions:
-        number = int(revision["revision"])
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(revision["at_s"]))
-        mark = revision["in_force"].get("learner") or {}
-        step = mark.get("step")
-        what = describe_changes(revision["changes"], number)
-        table.add_row(
-            str(number), when, revision["author"], what, revision["reason"], "–" if step is None else str(step)
-        )
+        cells = (change.path, json.dumps(change.before), json.dumps(change.after))
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     Console(highlight=False).print(table)
 
 
@@ -148,41 +116,46 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Make an earlier revision's configuration current again, as a new revision."""
-    with _client(run, url) as client:
+    with connect(run, url) as client:
         decision = client.roll_back(revision, reason=reason)
     _show_decision(decision, as_json=as_json)
 
 
-def _kinds() -> list[str]:
-    return [str(algorithm.model_fields["kind"].default) for algorithm in ALGORITHMS]
-
-
+@commands.command(context_settings=_LENIENT)
 def switch(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="the algorithm", autocompletion=_kinds, show_default=False)],
+    kind: Annotated[str, typer.Argument(help="the algorithm", autocompletion=kinds, show_default=False)],
     run: RunOption = None,
     url: UrlOption = None,
     reason: ReasonOption = "",
+    is_dry: Annotated[
+        bool, typer.Option("--dry-run", help="only ask what the learner's next step would be like")
+    ] = False,
+    wait_s: WaitOption = WAIT_S,
     as_json: JsonOption = False,
 ) -> None:
     """Switch to another algorithm, or change the current one: switch luffy --gamma 0.2 --hints demonstration.
 
     Any --key value before --hints is the algorithm's own; --hints KIND names a hint policy, and what follows it is that
     policy's. A new kind starts from its published defaults. Without --hints the current hint policy stays if it feeds
-    the algorithm; if not, the published one comes along. Kinds and keys: GET /v1/algorithms and /v1/hint-policies.
+    the algorithm; if not, the published one comes along. Kinds and keys: `tributary methods`.
     """
     patch = parse_switch(kind, context.args)
-    with _client(run, url) as client:
+    with connect(run, url) as client:
         patch, told = with_hints(patch, client.config()["config"])
-        decision = client.patch(patch, reason=reason)
+        label = shlex.join([kind, *context.args])
+        answer = try_patch(client, label, patch, wait_s) if is_dry else client.patch(patch, reason=reason)
     if told and not as_json:
         print(told)
-    _show_decision(decision, as_json=as_json)
+    if is_dry:
+        show_answer(answer, as_json=as_json)
+    else:
+        _show_decision(answer, as_json=as_json)
 
 
 def _show_decision(decision: Json, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(decision, indent=2))
+        print_json(decision)
         return
     number = int(decision["revision"])
     if not decision["changed"]:

@@ -14,6 +14,7 @@ from common.errors import SettingsError
 from common.events import Event, EventKind, EventLog
 from common.expert_scores import EXPERT_IDENTITY
 from common.keys import Keys
+from common.orders import Orders, Standing
 
 _BATCH = 5000
 _END = ("finished", "evaluated")
@@ -32,6 +33,7 @@ class Ledger:
         self._redis = redis
         self._keys = keys
         self._events = EventLog(redis, keys)
+        self._orders = Orders(redis, keys)
         self._unwritten: list[tuple[dict[str, Any], float]] = []
 
     async def holds_a_run(self) -> bool:
@@ -85,6 +87,12 @@ class Ledger:
         """Where the hint schedule is, as the curriculum tells; None if there is none, or while Redis is away."""
         beats = await self._heartbeats()
         return next((beat.get("hint_schedule") for beat in beats if beat.get("role") == "curriculum"), None)
+
+    async def orders(self) -> Standing | None:
+        """The orders that stand; None while Redis is away."""
+        with suppress(RedisError, OSError):
+            return await self._orders.standing()
+        return None
 
     async def _heartbeats(self) -> list[dict[str, Any]]:
         """The last heartbeat of every process; none while Redis is away."""

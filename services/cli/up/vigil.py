@@ -77,6 +77,9 @@ class Vigil:
                 left = f", waiting for {', '.join(waiting)}" if waiting else ""
                 self._voice.say(f"{name} is ready after {now_s - self._began_s:.1f} s{left}", "process", name=name)
         self._progress.schedule = await self._ledger.hint_schedule()
+        if (orders := await self._ledger.orders()) is not None:
+            self._progress.paused_by = orders.pause.by if orders.pause else ""
+            self._progress.drained = {name: order.by for name, order in orders.drained.items()}
         facts = await self._ledger.facts()
         if facts is None:
             return

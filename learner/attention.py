@@ -1,0 +1,66 @@
+"""Attention to orders: at a step boundary the learner waits if it is paused, and takes checkpoints it was told to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from common.metrics import LearnerMetrics
+from common.process import Process
+from learner.archive import Archive
+from learner.standing import Standing
+
+_RETRY_S = 2.0
+
+
+class Attention:
+    """Reads the orders that stand and carries them out; between steps only."""
+
+    def __init__(
+        self,
+        process: Process,
+        archive: Archive,
+        standing: Standing,
+        metrics: LearnerMetrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._process = process
+        self._archive = archive
+        self._standing = standing
+        self._metrics = metrics
+        self._clock = clock
+        self._carried_out = 0
+        self._next_try_s = 0.0
+
+    async def begin(self) -> None:
+        """Count what was ordered before this start as done: a checkpoint exists, or nothing is lost."""
+        standing = await self._process.patiently("read the orders", self._process.orders.standing)
+        self._carried_out = standing.checkpoints
+        self._show(paused=standing.pause is not None)
+
+    async def pay(self) -> bool:
+        """Carry out what is ordered; whether the learner is to wait."""
+        ordered = await self._process.patiently("read the orders", self._process.orders.standing)
+        self._show(paused=ordered.pause is not None)
+        if ordered.checkpoints > self._carried_out and await self._checkpoint():
+            self._carried_out = ordered.checkpoints
+            self._show(paused=ordered.pause is not None)
+        return ordered.pause is not None
+
+    async def _checkpoint(self) -> bool:
+        """Whether everything is in a checkpoint. A disk that does not take it is tried again after a while."""
+        if not self._standing.has_news:
+            return True
+        if self._clock() < self._next_try_s:
+            return False
+        committed = await self._archive.commit(self._standing)
+        self._next_try_s = 0.0 if committed else self._clock() + _RETRY_S
+        return committed
+
+    def _show(self, *, paused: bool) -> None:
+        """Tell in heartbeat and metrics what stands and what was carried out."""
+        self._metrics.paused.set(paused)
+        self._process.details.update(
+            paused=paused, checkpoint_order=self._carried_out, checkpoint_step=self._standing.saved_step or 0
+        )
