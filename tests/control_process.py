@@ -23,18 +23,29 @@ path = "d.jsonl"
 [control]
 host = "{host}"
 port = {port}
+{more}
 """
 
 
 class ControlProcess:
-    """`python -m services.control` on a run of the Redis at `redis_url`; `url` is where it listens once it is up."""
+    """`python -m services.control` on a run of the Redis at `redis_url`; `url` is where it listens once it is up.
+
+    more: what else stands in the [control] table of its run file, and after it.
+    """
 
     def __init__(
-        self, directory: Path, redis_url: str, *, host: str = "127.0.0.1", port: int = 0, token: str = ""
+        self,
+        directory: Path,
+        redis_url: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str = "",
+        more: str = "",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.run_file = directory / "run.toml"
-        self.run_file.write_text(RUN.format(host=host, port=port))
+        self.run_file.write_text(RUN.format(host=host, port=port, more=more))
         self.log = directory / "log"
         self.url = ""
         environment = {k: v for k, v in os.environ.items() if k != "TRIBUTARY_TOKEN"} | {"REDIS_URL": redis_url}

@@ -12,13 +12,47 @@ from services.control import problems
 from services.control.deps import Control
 from services.control.documentation import DESCRIPTION, describe
 from services.control.doors import Doors
-from services.control.routes import catalogue, config, events, health, pages, quarantine, revisions, status, weights
+from services.control.rates import Rates
+from services.control.routes import (
+    catalogue,
+    config,
+    demonstrations,
+    dry_run,
+    events,
+    generators,
+    groups,
+    health,
+    learner,
+    pages,
+    prompts,
+    quarantine,
+    revisions,
+    status,
+    weights,
+)
+from services.control.tokens import Tokens
 
-_ROOMS = (config, revisions, catalogue, status, events, quarantine, weights, health, pages)
+_ROOMS = (
+    config,
+    revisions,
+    dry_run,
+    catalogue,
+    learner,
+    generators,
+    demonstrations,
+    status,
+    groups,
+    prompts,
+    quarantine,
+    weights,
+    events,
+    health,
+    pages,
+)
 
 
-def create_app(control: Control, token: str | None) -> ASGIApp:
-    """The control plane of a run. token: what callers of /v1 must present; None: loopback callers need none."""
+def create_app(control: Control, tokens: Tokens | None) -> ASGIApp:
+    """The control plane of a run. tokens: callers of /v1 must present one; None: loopback callers need none."""
     api = FastAPI(
         title="Tributary",
         version=_version(),
@@ -33,7 +67,8 @@ def create_app(control: Control, token: str | None) -> ASGIApp:
         api.include_router(room.router)
     api.mount("/static", pages.DashboardFiles(directory=pages.DIRECTORY), name="static")
     describe(api)
-    return Measured(Doors(api, token), control)
+    limits = control.settings.control
+    return Measured(Doors(api, tokens, Rates(limits.reads_per_s, limits.writes_per_s)), control)
 
 
 class Measured:

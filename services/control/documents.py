@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import Counter
+from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 
 from common.config.live import Json
 from services.control.problems import Problem
 
 DEEPEST = 32
+_Model = TypeVar("_Model", bound=BaseModel)
 JSON_TYPES = ("application/json", "application/merge-patch+json")
 
 
@@ -39,6 +42,16 @@ def parse_document(body: bytes) -> Json:
     if _is_deep(document):
         raise _too_deep()
     return document
+
+
+def conforming(model: type[_Model], document: Json) -> _Model:
+    """The document as a value of `model`; a Problem (422) names everything that does not conform, by its path."""
+    try:
+        return model.model_validate(document, strict=True)
+    except ValidationError as error:
+        errors = [(".".join(map(str, e["loc"])), str(e["msg"])) for e in error.errors(include_url=False)]
+        detail = "; ".join(f"{path}: {message}" if path else message for path, message in errors)
+        raise Problem(422, "invalid-body", detail, errors=errors) from error
 
 
 def read_record(text: bytes | None) -> Json:
@@ -73,8 +86,8 @@ def _refuse_constant(name: str) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> Json:
     document = dict(pairs)
     if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} comes twice in one object")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {next(k for k, n in counts.items() if n > 1)!r} comes twice in one object")
     return document
 
 

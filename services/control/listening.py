@@ -29,7 +29,7 @@ def listen(host: str, port: int, *, guarded: bool) -> Listener:
     if not guarded and not ipaddress.ip_address(address).is_loopback:
         raise SettingsError(
             f"the control plane would listen on {host}, which other machines can reach: set {TOKEN_VARIABLE} in the "
-            'environment, or set [control] host = "127.0.0.1"'
+            'environment or name a [control] tokens_file, or set [control] host = "127.0.0.1"'
         )
     # asyncio turns Nagle's algorithm off only for sockets that say they are TCP; with it every answer takes 40 ms more.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.config.live import Json
 from common.events import Event
+from common.orders import Order, Standing, standing_of
 from services.control.deps import Control
 from services.control.documents import read_record
 
@@ -32,6 +33,18 @@ class ProcessView(BaseModel):
     trouble: str = ""
     revision: int = Field(default=0, description="the revision in force there")
     version: int = Field(default=0, description="the weight version held there")
+
+
+class OrderView(BaseModel):
+    """Who gave an order, and when (Unix time in seconds)."""
+
+    by: str
+    at_s: float
+
+    @classmethod
+    def of(cls, order: Order | None) -> OrderView | None:
+        """An order as the API shows it."""
+        return None if order is None else cls(by=order.by, at_s=order.at_s)
 
 
 class RunView(BaseModel):
@@ -60,13 +73,17 @@ class VersionState(BaseModel):
 
 
 class LearnerState(BaseModel):
-    """How far the learner is. staleness: mean over the newest step's groups, in versions."""
+    """How far the learner is. staleness: mean over the newest step's groups, in versions.
+
+    paused: the order to wait at its step boundary, while it stands.
+    """
 
     step: int
     max_steps: int | None
     waiting: bool | None
     checkpoint_step: int | None
     staleness: float | None
+    paused: OrderView | None = None
 
 
 class Rates(BaseModel):
@@ -122,6 +139,7 @@ class Status(BaseModel):
     rehearsal: RehearsalState | None = Field(description="null: the newest step's algorithm has no buffer")
     version: VersionState
     learner: LearnerState
+    drained: dict[str, OrderView] = Field(description="generator → the order to take no more requests")
     rates: Rates
     backlog: Backlog
     evaluations: dict[str, Json] = Field(description="data set → its newest evaluation")
@@ -148,18 +166,28 @@ def processes_of(heartbeats: dict[bytes, bytes], now_s: float) -> list[ProcessVi
     return views
 
 
+async def read_orders(control: Control) -> tuple[list[ProcessView], Standing]:
+    """Every process that ever beat, and the orders that stand, in one round trip."""
+    async with control.redis.pipeline(transaction=False) as pipe:
+        pipe.hgetall(control.keys.processes)
+        pipe.hgetall(control.keys.orders)
+        beats, orders = await pipe.execute()
+    return processes_of(beats, control.clock()), standing_of(orders)
+
+
 async def read_status(control: Control) -> Status:
     """The state of the run, in one round trip to Redis."""
     keys = control.keys
     async with control.redis.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys.processes)
         pipe.hgetall(keys.facts)
+        pipe.hgetall(keys.orders)
         pipe.hget(keys.config, "record")
         for stream in (keys.requests, keys.groups, keys.outcomes, keys.quarantine):
             pipe.xlen(stream)
         pipe.scard(keys.outstanding)
-        beats, facts, record, *counts = await pipe.execute()
-    processes = processes_of(beats, control.clock())
+        beats, facts, orders, record, *counts = await pipe.execute()
+    processes, standing = processes_of(beats, control.clock()), standing_of(orders)
     asked = read_record(record)
     live: Json = asked.get("config", {})
     chronicle = control.chronicle
@@ -172,7 +200,8 @@ async def read_status(control: Control) -> Status:
         hint_schedule=_hint_schedule(processes),
         rehearsal=_rehearsal(chronicle.step),
         version=_versions(processes),
-        learner=_learner(processes, chronicle.step),
+        learner=learner_state(processes, chronicle.step, standing),
+        drained=drained_of(standing),
         rates=_rates(processes),
         backlog=_backlog(counts, processes, live),
         evaluations={name: {**e.data, "at_s": e.at_s} for name, e in sorted(chronicle.evaluations.items())},
@@ -199,7 +228,8 @@ def _versions(processes: list[ProcessView]) -> VersionState:
     return VersionState(published=published, generators=generators)
 
 
-def _learner(processes: list[ProcessView], newest: Event | None) -> LearnerState:
+def learner_state(processes: list[ProcessView], newest: Event | None, standing: Standing) -> LearnerState:
+    """How far the learner is. newest: the newest step, which still tells it once the learner is gone."""
     told: Json = next((p.model_extra or {} for p in processes if p.role == "learner"), {})
     step: Json = {} if newest is None else newest.data
     return LearnerState(
@@ -208,7 +238,13 @@ def _learner(processes: list[ProcessView], newest: Event | None) -> LearnerState
         waiting=told.get("waiting"),
         checkpoint_step=told.get("checkpoint_step"),
         staleness=told.get("staleness", step.get("staleness")),
+        paused=OrderView.of(standing.pause),
     )
+
+
+def drained_of(standing: Standing) -> dict[str, OrderView]:
+    """Generator → the order to take no more requests."""
+    return {name: OrderView(by=order.by, at_s=order.at_s) for name, order in sorted(standing.drained.items())}
 
 
 def _hint_schedule(processes: list[ProcessView]) -> HintSchedule | None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from common.connection import is_passing
 from common.errors import ConfigRejected, LostRace, TributaryError
@@ -20,6 +21,8 @@ from common.errors import ConfigRejected, LostRace, TributaryError
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 _LONGEST = 500
+_MOST_ERRORS = 100
+_AGAIN = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +76,20 @@ class Problem(Exception):
             **self.members,
         }
         if self.errors:
-            body["errors"] = [{"path": _shortened(p), "message": _shortened(m)} for p, m in self.errors]
+            told = self.errors[:_MOST_ERRORS]
+            body["errors"] = [{"path": _shortened(p), "message": _shortened(m)} for p, m in told]
         return JSONResponse(body, self.status, self.headers, MEDIA_TYPE)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries of the problems that a route can answer with."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    entries: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        entries[status] = {"description": HTTPStatus(status).phrase, "content": content}
+        if status in (429, 503):
+            entries[status]["headers"] = _AGAIN
+    return entries
 
 
 def rejected(error: ConfigRejected) -> Problem:
@@ -123,12 +132,19 @@ async def _on_problem(request: Request, error: Exception) -> JSONResponse:
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     name = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-    detail = str(error.detail)
+    detail, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == 404:
         detail = f"there is nothing at {request.url.path}: GET /openapi.json lists what there is"
     elif error.status_code == 405:
         detail = f"{request.method} is not possible at {request.url.path}: GET /openapi.json lists what is"
-    return Problem(error.status_code, name, detail, headers=error.headers).response()
+        headers["Allow"] = ", ".join(sorted(_methods_at(request)))
+    return Problem(error.status_code, name, detail, headers=headers).response()
+
+
+def _methods_at(request: Request) -> set[str]:
+    """Every method that this path takes: each has a route of its own, and the first one only knows its own."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {m for route in routes if route.path_regex.match(request.url.path) for m in route.methods or ()}
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:

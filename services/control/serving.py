@@ -18,25 +18,29 @@ from common.tasks import end
 from services.control.app import create_app
 from services.control.census import Census
 from services.control.deps import Control
+from services.control.guarding import Guarding
 from services.control.listening import TOKEN_VARIABLE, Listener, listen
+from services.control.tokens import Tokens
+from services.control.trackers.recording import recordings
 from services.control.vitals import Vitals
 
 _GRACE_S = 1
 _PACE_S = 1.0
+_LAST_ROWS_S = 5.0
 
 log = logging.getLogger(__name__)
 
 
 async def main(process: Process) -> int:
-    """Serve the control plane of a run until told to stop. SettingsError if its address cannot be used."""
-    token = os.environ.get(TOKEN_VARIABLE) or None
+    """Serve the control plane of a run until told to stop. SettingsError if its address or tokens cannot be used."""
     address = process.settings.control
-    listener = listen(address.host, address.port, guarded=token is not None)
+    tokens = Tokens.of(os.environ.get(TOKEN_VARIABLE) or None, address.tokens_file)
+    listener = listen(address.host, address.port, guarded=tokens is not None)
     control = Control.of(process)
     await process.patiently("make the first revision", lambda: control.steering.seed(process.settings.live))
     server = Server(
         uvicorn.Config(
-            create_app(control, token),
+            create_app(control, tokens),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -46,7 +50,7 @@ async def main(process: Process) -> int:
         )
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells what we tell ourselves
-    log.info("listening", extra={"url": listener.url, "guarded": token is not None})
+    log.info("listening", extra={"url": listener.url, "guarded": tokens is not None})
     await _serve(process, control, server, listener)
     return 0
 
@@ -63,16 +67,21 @@ class Server(uvicorn.Server):
 async def _serve(process: Process, control: Control, server: Server, listener: Listener) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener.socket]))
     following = asyncio.create_task(control.chronicle.follow())
+    guarding = asyncio.create_task(Guarding(control).watch())
     watching = asyncio.create_task(_watch(process, control, listener.url))
+    recording = [asyncio.create_task(r.follow()) for r in recordings(process, control)]
     stopping = asyncio.create_task(process.stop.wait())
-    tasks = (serving, following, watching, stopping)
+    tasks = (serving, following, guarding, watching, stopping)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         process.stop.set()
         control.chronicle.wake()  # feeds end by themselves once they see the stop
         server.should_exit = True
-        await end({following, watching, stopping})
+        await end({following, guarding, watching, stopping})
+        if recording:
+            await asyncio.wait(recording, timeout=_LAST_ROWS_S)
+        await end(recording)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, Exception):

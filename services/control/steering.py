@@ -85,6 +85,12 @@ class Steering:
         record = (await self._config.records(number, number))[0]
         return await self._change(lambda current: record["config"], proposal)
 
+    async def preview(self, current: Revision, patch: Json) -> LiveConfig:
+        """What `patch` would make of a revision; ConfigRejected where it would be refused."""
+        live = parse_live(merge_patch(dump_live(current.live), patch))
+        await self._check_data(live)
+        return live
+
     async def _change(self, build: Callable[[Revision], Json], proposal: Proposal) -> Decision:
         async with self._queue():
             for _ in range(_MOST_RACES):

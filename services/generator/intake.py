@@ -103,14 +103,17 @@ class Intake:
         entries = await self._process.patiently(
             f"take {self._named}", lambda: self._stream.take(self.consumer, count, BLOCK_MS)
         )
-        if self.admits:
-            for entry in entries:
-                self._begin(entry, deliveries=1)
-        elif entries:
-            ids = [entry.entry_id for entry in entries]
-            await self._process.patiently(
-                f"give {self._named} back", lambda: self._stream.release(self.consumer, ids, _LONG_DEAD_MS)
-            )
+        if not self.admits:
+            await self._give_back([entry.entry_id for entry in entries])
+            return
+        for entry in entries:
+            self._begin(entry, deliveries=1)
+
+    async def _give_back(self, entry_ids: list[str]) -> None:
+        """Leave entries that were not begun to others, at once."""
+        await self._process.patiently(
+            f"give {self._named} back", lambda: self._stream.release(self.consumer, entry_ids, _LONG_DEAD_MS)
+        )
 
     async def keep(self) -> None:
         """Tell the others, for ever, that what is held here is being worked on."""
@@ -143,7 +146,9 @@ class Intake:
             deliveries = await self._process.patiently(
                 "count deliveries", lambda entry_id=entry.entry_id: self._stream.deliveries(entry_id)
             )
-            if deliveries > 0:  # else it has been answered in this very moment
+            if not self.admits:
+                await self._give_back([entry.entry_id])
+            elif deliveries > 0:  # else it has been answered in this very moment
                 self._reclaimed.inc()
                 self._begin(entry, deliveries)
 

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Run, begin, runner
 from control_process import ControlProcess
 from pretended_run import PretendedRun
-from redis import Redis
 from redis_process import RedisProcess
 
 from common import connection
 from common.config.algorithm import ALGORITHMS, AlgorithmConfig
-from common.config.live import dump_live, parse_live
-from common.keys import Keys
-from services.cli import app
 from services.cli.client import ControlClient
 from services.cli.commands import observing
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -47,33 +45,14 @@ def lasting_control(redis: RedisProcess, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def control(lasting_control: ControlProcess, redis: RedisProcess) -> ControlProcess:
     """The control plane, with a run that has only its first revision and has done nothing yet."""
-    revision = {"revision": 1, "config": dump_live(parse_live({})), "author": "run file", "origin": "run file"}
-    record = json.dumps(revision | {"at_s": 0.0, "reason": "", "changes": []})
-    keys = Keys("test")
-    with Redis.from_url(redis.url) as client:
-        client.delete(keys.config_history, keys.in_force, keys.events, keys.processes)
-        client.hset(keys.config, mapping={"revision": 1, "record": record})
-        client.rpush(keys.config_history, record)
+    begin(redis.url)
     return lasting_control
 
 
 @pytest.fixture
 def run(control: ControlProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command line in this process; gives exit code, output and complaints."""
-    monkeypatch.setenv("TRIBUTARY_URL", control.url)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run_command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tributary", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        code = caught.value.code
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return code if isinstance(code, int) else 0, told.out, told.err
-
-    return run_command
+    return runner(control.url, monkeypatch, capsys)
 
 
 def pretend(redis_url: str, steps: int) -> None:
@@ -227,7 +206,41 @@ def test_a_control_plane_that_is_away_is_a_sentence_and_exit_code_1(run: Run) ->
 def test_help_names_every_command_and_the_exit_codes(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for words in ("up", "down", "status", "watch", "config", "switch", "check", "Exit codes", "--install-completion"):
+    commands = "up check status watch down switch pause resume checkpoint groups prompts quarantine demonstrate"
+    commands += " demonstrations methods export config generators"
+    for words in (*commands.split(), "Exit codes", "--install-completion"):
         assert words in out
-    for name in ("up", "down", "status", "watch", "switch", "check"):
+    for name in commands.split():
         assert run(name, "--help")[0] == 0
+
+
+def complete(words: str, url: str, home: Path) -> list[str]:
+    """What the shell is told may follow these words."""
+    asked = {"_TRIBUTARY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    return tributary(home, {**asked, "TRIBUTARY_URL": url}).split()
+
+
+def tributary(home: Path, more: dict[str, str], *words: str) -> str:
+    """The output of a command line in a process of its own, with a home directory of its own."""
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'tributary'; from services.cli.app import main; main()"]
+    surroundings = os.environ | {"HOME": str(home)} | more
+    return subprocess.check_output([*command, *words], env=surroundings, text=True, timeout=60)
+
+
+def test_the_shell_completes_commands_kinds_and_generators(
+    run: Run, control: ControlProcess, redis: RedisProcess, tmp_path: Path
+) -> None:
+    pretend(redis.url, 1)
+    assert complete("tributary sw", control.url, tmp_path) == ["switch"]
+    assert complete("tributary switch luf", control.url, tmp_path) == ["luffy", "luffy_paper"]
+    assert complete("tributary generators drain gen", control.url, tmp_path) == ["generator-1", "generator-2"]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        assert complete("tributary generators drain gen", away, tmp_path) == []
+
+
+def test_completion_installs_itself_for_the_shell(tmp_path: Path) -> None:
+    told = tributary(tmp_path, {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}, "--install-completion", "bash")
+    assert "bash completion installed in" in told
+    assert "_TRIBUTARY_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "tributary.sh").read_text()

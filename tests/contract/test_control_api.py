@@ -273,7 +273,7 @@ async def test_weight_versions_are_listed_newest_first(bench: Bench) -> None:
         ("PATCH", "/v1/config", {"content": b"{}"}, 415),
         ("PATCH", "/v1/config", {"content": b"{}", "headers": {"Content-Type": "text/plain"}}, 415),
         ("PATCH", "/v1/config", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400),
-        ("PATCH", "/v1/config", {"content": b" " * 70_000, "headers": {"Content-Type": "application/json"}}, 413),
+        ("PATCH", "/v1/config", {"content": b" " * 270_000, "headers": {"Content-Type": "application/json"}}, 413),
         ("PATCH", "/v1/config?reason=%1b[31m", {"json": {}}, 422),
         ("PATCH", "/v1/config", {"json": {}, "headers": {"X-Tributary-Author": "x" * 65}}, 422),
         ("GET", "/v1/series?after=yesterday", {}, 422),

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from control_bench import RUN
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis_process import RedisProcess
@@ -23,7 +24,6 @@ from common.settings import load_run
 from services.control.app import create_app
 from services.control.deps import Control
 
-RUN = '[run]\nname = "test"\ndirectory = "run"\n[model]\npath = "m"\n[data]\npath = "d.jsonl"\n'
 NAMES = sorted(
     {key for config in (*ALGORITHMS, *HINT_POLICIES) for key in config.model_fields}
     | set(LiveConfig.model_fields)

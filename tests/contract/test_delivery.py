@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -63,6 +64,30 @@ async def test_an_evaluation_makes_an_outcome_and_no_group_and_uses_no_credit(de
     [entry] = await delivery.requests.take("g", 10, 10)
     await delivery.emit(entry.entry_id, b"", b"outcome")
     assert await delivery.groups.take("learner", 10, 10) == []
+
+
+async def test_the_texts_of_prompts_come_with_their_requests_and_a_repetition_changes_nothing(
+    delivery: Delivery, client: Callable[[], Redis]
+) -> None:
+    redis: Any = client()
+    await delivery.issue([("a", b"A"), ("", b"B")], b"1", {"p1": "one", "p2": "zwei ²"})
+    await delivery.issue([("a", b"A")], b"1", {"p1": "another"})
+    await delivery.issue([], b"2", {"p3": "three"})
+    assert await delivery.requests.length() == 2
+    assert await redis.hgetall(Keys("test").prompt_texts) == {b"p1": b"one", b"p2": "zwei ²".encode(), b"p3": b"three"}
+
+
+async def test_oldest_and_newest_are_of_what_is_not_acknowledged(delivery: Delivery) -> None:
+    assert (await delivery.requests.oldest(), await delivery.requests.newest()) == (None, None)
+    await delivery.issue([("", bytes([i])) for i in range(3)], b"")
+    first, second, third = await delivery.requests.take("g", 10, 10)
+    oldest, newest = await delivery.requests.oldest(), await delivery.requests.newest()
+    assert oldest is not None
+    assert newest is not None
+    assert (oldest < newest, f"{oldest[0]}-{oldest[1]}") == (True, first.entry_id)
+    await delivery.requests.acknowledge([first.entry_id, second.entry_id])
+    assert await delivery.requests.oldest() == await delivery.requests.newest() == newest
+    assert f"{newest[0]}-{newest[1]}" == third.entry_id
 
 
 async def test_credit_returns_once_however_often_a_group_is_settled(delivery: Delivery) -> None:

@@ -1,110 +1,23 @@
-"""The dashboard in a real browser on a real control plane and Redis: live points, switch, error, rollback, restart."""
+"""The dashboard in a real browser: live points, the switch form, rollback, a restart of the control plane, a phone."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 from control_process import ControlProcess
-from pretended_run import PretendedRun
-from redis.asyncio import Redis
-from redis_process import RedisProcess
-
-from common import connection
-
-if TYPE_CHECKING:
-    from playwright.async_api import Page  # pyright: ignore[reportMissingImports]
+from dashboard_stage import LUFFY, MARKS, REWARDS, staged
 
 async_api = pytest.importorskip("playwright.async_api", reason="the browser test needs the playwright package")
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.slow,
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="the browser test needs Chromium: install it, or set CHROMIUM to its path"
-    ),
-]
-LUFFY = {"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
-WAIT_S = 30
-REWARDS = "(document.querySelector('#chart-reward .plot')?.data?.at(-1)?.x.length ?? 0)"  # points of the reward chart
-
-
-@dataclass
-class Stage:
-    """A pretended run with its control plane, and a page that shows it. complaints: what the browser's console said."""
-
-    directory: Path
-    redis: Redis
-    redis_url: str
-    control: ControlProcess
-    run: PretendedRun
-    page: Page
-    complaints: list[str] = field(default_factory=list)
-
-    async def api(self, method: str, path: str, **options: object) -> dict:
-        async with httpx.AsyncClient(base_url=self.control.url) as http:
-            answer = await http.request(method, path, **options)  # type: ignore[arg-type]
-            return answer.raise_for_status().json()
-
-    async def points(self, chart: str) -> int:
-        """How many points the chart's longest line has."""
-        script = (
-            f"Math.max(0, ...(document.querySelector('#chart-{chart} .plot').data || []).map((line) => line.x.length))"
-        )
-        return int(await self.page.evaluate(script))
-
-    async def until(self, expression: str) -> None:
-        """Wait until a JavaScript expression is true on the page, whose policy forbids waiting for it inside."""
-        deadline_s = time.monotonic() + WAIT_S
-        while not await self.page.evaluate(expression):
-            assert time.monotonic() < deadline_s, f"not within {WAIT_S} s: {expression}; console: {self.complaints}"
-            await asyncio.sleep(0.1)
-
-
-@asynccontextmanager
-async def staged(directory: Path, *, width: int = 1280, scheme: str = "light", token: str = "") -> AsyncIterator[Stage]:
-    server = RedisProcess(directory / "redis")
-    server.start()
-    control = await asyncio.to_thread(ControlProcess(directory / "control", server.url, token=token).wait_until_up)
-    redis = connection.connect(server.url)
-    try:
-        async with async_api.async_playwright() as playwright:
-            browser = await playwright.chromium.launch(
-                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
-            )
-            page = await browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            stage = Stage(directory, redis, server.url, control, PretendedRun(redis, "test"), page)
-            page.on("pageerror", lambda error: stage.complaints.append(f"error: {error}"))
-            page.on("console", lambda said: stage.complaints.append(f"{said.type}: {said.text}"))
-            page.on(
-                "request",
-                lambda request: (
-                    request.url.startswith((stage.control.url, "data:"))
-                    or stage.complaints.append(f"asked elsewhere: {request.url}")
-                ),
-            )
-            yield stage
-            await browser.close()
-    finally:
-        await redis.aclose()
-        await asyncio.to_thread(control.stop)
-        server.kill()
-
-
-def serious(complaints: list[str]) -> list[str]:
-    return [c for c in complaints if c.startswith(("error", "warning", "asked elsewhere"))]
+pytestmark = MARKS
+VIEWS = ("run", "groups", "prompts", "processes")
+OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+UNLABELLED = (
+    "[...document.querySelectorAll('input:not([hidden]), select, textarea')].filter((i) => !i.labels.length).length"
+)
 
 
 async def test_points_arrive_live_and_a_switch_and_a_rollback_through_the_page_come_into_force(tmp_path: Path) -> None:
@@ -114,11 +27,11 @@ async def test_points_arrive_live_and_a_switch_and_a_rollback_through_the_page_c
         for i in range(40):
             await stage.run.advance(start_s + 3 * i)
         page = stage.page
-        await page.goto(stage.control.url)
+        await page.goto(stage.url)
         await stage.until(f"{REWARDS} === 40")
         assert await stage.points("accuracy") == 4
 
-        await stage.run.advance(time.time())
+        await stage.steps()
         await stage.until(f"{REWARDS} === 41")
         await stage.until("document.getElementById('step').textContent.startsWith('41')")
 
@@ -130,7 +43,7 @@ async def test_points_arrive_live_and_a_switch_and_a_rollback_through_the_page_c
         assert (await stage.api("GET", "/v1/config"))["config"]["algorithm"]["gamma"] == 0.3
         await stage.until("document.getElementById('revision').dataset.state === 'pending'")
 
-        await stage.run.advance(time.time())
+        await stage.steps()
         await stage.until("document.getElementById('revision').dataset.state === 'settled'")
         await stage.until(
             "document.querySelector('#chart-reward .plot').layout.annotations?.some((a) => a.text === 'r3')"
@@ -144,13 +57,13 @@ async def test_points_arrive_live_and_a_switch_and_a_rollback_through_the_page_c
         await stage.until("document.getElementById('revision').textContent.startsWith('4')")
         assert (await stage.api("GET", "/v1/config"))["config"]["algorithm"]["gamma"] == 0.1
         await stage.until("document.getElementById('algorithm.gamma').value === '0.1'")
-        assert serious(stage.complaints) == []
+        assert stage.serious() == []
 
 
 async def test_choosing_an_algorithm_brings_its_parameters_and_a_hint_policy_that_feeds_it(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         page = stage.page
-        await page.goto(stage.control.url)
+        await page.goto(stage.url)
         await page.get_by_label("Algorithm", exact=True).select_option("luffy")
         assert await page.get_by_label("Gamma").input_value() == "0.1"
         assert await page.get_by_label("Hint policy", exact=True).input_value() == "demonstration"
@@ -160,14 +73,14 @@ async def test_choosing_an_algorithm_brings_its_parameters_and_a_hint_policy_tha
         await stage.until("document.getElementById('revision').textContent.startsWith('2')")
         config = (await stage.api("GET", "/v1/config"))["config"]
         assert (config["algorithm"]["kind"], config["hints"]["kind"]) == ("luffy", "demonstration")
-        assert serious(stage.complaints) == []
+        assert stage.serious() == []
 
 
 async def test_the_published_hint_policy_comes_with_an_algorithm_and_goes_with_it(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         page = stage.page
         await stage.api("PATCH", "/v1/config", json=LUFFY)
-        await page.goto(stage.control.url)
+        await page.goto(stage.url)
         algorithm, hints = (page.get_by_label(name, exact=True) for name in ("Algorithm", "Hint policy"))
         await algorithm.select_option("relift")
         assert await hints.input_value() == "if_unsolved"
@@ -178,13 +91,13 @@ async def test_the_published_hint_policy_comes_with_an_algorithm_and_goes_with_i
         await algorithm.select_option("luffy")
         assert await hints.input_value() == "demonstration"
         assert "Nothing yet" in await page.locator(".decide").inner_text()
-        assert serious(stage.complaints) == []
+        assert stage.serious() == []
 
 
 async def test_values_inside_tables_and_choices_between_numbers_can_be_steered(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         page = stage.page
-        await page.goto(stage.control.url)
+        await page.goto(stage.url)
         await page.get_by_label("Algorithm", exact=True).select_option("srft")
         await page.get_by_label("Sft entropy sign").select_option("1")
         await page.get_by_label("Corrections: truncate at").fill("2")
@@ -200,7 +113,7 @@ async def test_values_inside_tables_and_choices_between_numbers_can_be_steered(t
         await page.get_by_role("button", name="Apply").click()
         error = page.locator("[id='algorithm.corrections.truncate_at-error']")
         await async_api.expect(error).to_contain_text("greater than 0")
-        assert [c for c in serious(stage.complaints) if "422" not in c] == []
+        assert stage.serious("422") == []
 
 
 async def test_schedule_and_rehearsal_buffer_are_shown_while_there_are_any(tmp_path: Path) -> None:
@@ -208,22 +121,22 @@ async def test_schedule_and_rehearsal_buffer_are_shown_while_there_are_any(tmp_p
         await stage.api(
             "PATCH", "/v1/config", json={"algorithm": {"kind": "uft"}, "hints": {"kind": "cosine_binomial"}}
         )
-        await stage.run.advance(time.time())
-        await stage.page.goto(stage.control.url)
+        await stage.steps()
+        await stage.page.goto(stage.url)
         tiles = stage.page.locator("#tiles")
         await async_api.expect(tiles).to_contain_text("p 0.62 · 12.5 tokens")
         await stage.api("PATCH", "/v1/config", json={"algorithm": {"kind": "relift"}, "hints": {"kind": "if_unsolved"}})
-        await stage.run.advance(time.time())
+        await stage.steps()
         await async_api.expect(tiles).to_contain_text("Rehearsal buffer")
         await async_api.expect(tiles).not_to_contain_text("Hint schedule")
         await async_api.expect(stage.page.locator("#chart-rehearsal")).to_be_visible()
-        assert serious(stage.complaints) == []
+        assert stage.serious() == []
 
 
 async def test_a_refused_value_is_explained_at_its_field_and_a_newer_revision_keeps_the_edits(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         page = stage.page
-        await page.goto(stage.control.url)
+        await page.goto(stage.url)
         rate = page.get_by_label("Learning rate")
         await rate.fill("fast")
         await page.get_by_role("button", name="Apply").click()
@@ -238,19 +151,18 @@ async def test_a_refused_value_is_explained_at_its_field_and_a_newer_revision_ke
         await stage.until("document.getElementById('revision').textContent.startsWith('3')")
         config = (await stage.api("GET", "/v1/config"))["config"]
         assert (config["optimizer"]["learning_rate"], config["groups_per_step"]) == (3e-6, 5)
-        assert [c for c in serious(stage.complaints) if "422" not in c] == []
+        assert stage.serious("422") == []
 
 
 async def test_the_page_comes_back_by_itself_when_the_control_plane_restarts_and_misses_nothing(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
-        await stage.run.advance(time.time())
-        await stage.page.goto(stage.control.url)
+        await stage.steps()
+        await stage.page.goto(stage.url)
         await stage.until("document.getElementById('connection').dataset.state === 'live'")
-        port = int(stage.control.url.rpartition(":")[2])
+        port = int(stage.url.rpartition(":")[2])
         await asyncio.to_thread(stage.control.stop)
         await stage.until("document.getElementById('connection').dataset.state === 'away'")
-        for _ in range(9):
-            await stage.run.advance(time.time())
+        await stage.steps(9)
         again = ControlProcess(stage.directory / "control", stage.redis_url, port=port)
         try:
             await asyncio.to_thread(again.wait_until_up)
@@ -262,7 +174,7 @@ async def test_the_page_comes_back_by_itself_when_the_control_plane_restarts_and
 
 async def test_with_a_token_the_page_asks_for_it_once(tmp_path: Path) -> None:
     async with staged(tmp_path, token="s3cret") as stage:
-        await stage.page.goto(stage.control.url)
+        await stage.page.goto(stage.url)
         await stage.page.get_by_label("Token (the value of TRIBUTARY_TOKEN)").fill("wrong")
         await stage.page.keyboard.press("Enter")
         await async_api.expect(stage.page.locator("#token-error")).to_contain_text("not accepted")
@@ -273,20 +185,21 @@ async def test_with_a_token_the_page_asks_for_it_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_on_a_phone_nothing_runs_over_the_edge_and_every_field_has_a_label(tmp_path: Path, scheme: str) -> None:
+async def test_on_a_phone_no_view_runs_over_the_edge_and_every_field_has_a_label(tmp_path: Path, scheme: str) -> None:
     async with staged(tmp_path, width=390, scheme=scheme) as stage:
         await stage.api("PATCH", "/v1/config", json=LUFFY)
-        for _ in range(12):
-            await stage.run.advance(time.time())
-        await stage.page.goto(stage.control.url)
+        await stage.steps(12)
+        await stage.run.furnish(time.time())
+        await stage.page.goto(stage.url)
         await stage.until(f"{REWARDS} === 12")
         await stage.until("document.querySelectorAll('#history > li').length === 2")
-        assert await stage.page.evaluate("document.documentElement.scrollWidth") == 390
-        unlabelled = (
-            "[...document.querySelectorAll('input:not([hidden]), select')].filter((i) => !i.labels.length).length"
-        )
-        assert await stage.page.evaluate(unlabelled) == 0
+        for view in VIEWS:
+            await stage.page.get_by_role("link", name=view.capitalize(), exact=True).click()
+            await stage.until(f"!document.getElementById('view-{view}').hidden")
+            await asyncio.sleep(0.5)
+            assert await stage.page.evaluate(OVERFLOW) == 0, view
+        assert await stage.page.evaluate(UNLABELLED) == 0
         background = await stage.page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(json.loads(background.replace("rgb(", "[").replace(")", "]"))) / 3
         assert (brightness > 128) == (scheme == "light")
-        assert serious(stage.complaints) == []
+        assert stage.serious() == []

@@ -1,4 +1,4 @@
-"""Two generators with real vLLM engines on the addition base model: one is killed, weights change, one is stopped."""
+"""Two generators with real vLLM engines on the addition base model: killed, given new weights, drained, stopped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer
 
 from common import connection
 from common.events import EventKind
+from common.orders import Orders
 from common.trajectory import Demonstration, GroupPlan, Purpose, Request, Sampling, Source, Trajectory
 from examples.addition import task
 
@@ -100,6 +102,8 @@ async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_sto
     await until(lambda: _states(bench, "running"), 240)
     await _a_kill_in_the_middle_loses_nothing(bench, first)
     await _new_weights_are_served(bench)
+    await _what_is_added_is_graded(bench)
+    await _a_drained_generator_finishes_and_waits(bench, "generator-2")
     await _a_stop_in_the_middle_leaves_no_orphan(bench, second)
 
 
@@ -131,6 +135,31 @@ async def _new_weights_are_served(bench: GeneratorBench) -> None:
     assert {outcome.version for outcome in evaluated} == {1}
     assert np.mean([outcome.rewards[0] for outcome in evaluated]) >= 0.85, "the base model masters easy problems"
     assert all(-40 < (outcome.demonstration_logprob or 0) < 0 for outcome in evaluated)
+
+
+async def _what_is_added_is_graded(bench: GeneratorBench) -> None:
+    right, wrong = additions(2, purpose=Purpose.GRADE, plan=GroupPlan(plain=0, demonstrations=1))
+    groups = len(await bench.groups())
+    await bench.issue(replace(right, request_id="right"), replace(wrong, request_id="wrong", answer="no number"))
+    await until(lambda: _outcomes(bench, 114), 60)
+    graded = {o.request_id: o.rewards for o in await bench.outcomes() if o.purpose is Purpose.GRADE}
+    assert graded == {"right": (1.0,), "wrong": (0.0,)}
+    assert len(await bench.groups()) == groups
+
+
+async def _a_drained_generator_finishes_and_waits(bench: GeneratorBench, name: str) -> None:
+    before, orders = len(await bench.groups()), Orders(bench.redis, bench.keys)
+    await bench.issue(*additions(80))
+    await until(lambda: _busy(bench, name), 60)
+    await orders.drain(name, "test", at_s=0.0)
+    await until(lambda: _drained(bench, name), 60)
+    answered = len(await bench.groups()) - before
+    assert 0 < answered < 80, "it finished what it held, and no more"
+    await asyncio.sleep(1.0)
+    assert len(await bench.groups()) == before + answered
+    assert await bench.delivery.requests.length() == 80 - answered
+    await orders.admit(name)
+    await until(lambda: _answered(bench, before + 80), 120)
 
 
 async def _a_stop_in_the_middle_leaves_no_orphan(bench: GeneratorBench, stopped: subprocess.Popen[bytes]) -> None:
@@ -179,6 +208,10 @@ async def _answered(bench: GeneratorBench, count: int) -> bool:
 
 async def _outcomes(bench: GeneratorBench, count: int) -> bool:
     return len(await bench.outcomes()) >= count
+
+
+async def _drained(bench: GeneratorBench, name: str) -> bool:
+    return bool((await bench.heartbeat(name)).get("drained"))
 
 
 async def _applied(bench: GeneratorBench, version: int) -> bool:

@@ -183,6 +183,18 @@ async def test_a_demonstration_beyond_the_context_is_not_scored_and_the_evaluati
     assert (outcome.demonstration_logprob, outcome.demonstration_tokens, len(outcome.rewards)) == (None, 0, 1)
 
 
+async def test_a_request_to_grade_samples_nothing_and_answers_with_the_reward_of_the_demonstration() -> None:
+    engine = FakeEngine()
+    for answer, reward in (("3", 1.0), ("4", 0.0)):
+        group, outcome = await answered(
+            with_plan(GroupPlan(0, demonstrations=1), purpose=Purpose.GRADE, answer=answer), engine
+        )
+        assert group.trajectories == ()
+        assert (outcome.purpose, outcome.rewards, outcome.failure) == (Purpose.GRADE, (reward,), "")
+        assert (outcome.response_tokens, outcome.hinted_rewards) == (0, ())
+    assert engine.calls == []
+
+
 async def test_max_tokens_shrinks_to_what_the_context_leaves() -> None:
     engine = FakeEngine(context=9)
     group, _ = await answered(REQUEST, engine)

@@ -14,7 +14,7 @@ from tiny_tokenizer import write_tokenizer
 
 from common.config.live import parse_live
 from common.errors import RedisUnavailable
-from common.settings import RunFile, load_run
+from common.settings import ControlSettings, RunFile, TrackerSettings, load_run
 from services.cli import check
 from services.cli.model_directory import expert_problems, model_problems
 from services.cli.up import redis_server
@@ -93,21 +93,62 @@ def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_busy_port_is_named_with_the_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        (problem,) = check.address_problems("127.0.0.1", port)
+        (problem,) = check.address_problems(ControlSettings(port=port))
         assert problem.startswith(f"port {port} on 127.0.0.1 is busy: ")
-    assert list(check.address_problems("127.0.0.1", 0)) == []
+    assert list(check.address_problems(ControlSettings(port=0))) == []
 
 
 def test_an_address_that_others_can_reach_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRIBUTARY_TOKEN", raising=False)
-    (problem,) = check.address_problems("0.0.0.0", 0)
+    (problem,) = check.address_problems(ControlSettings(host="0.0.0.0", port=0))
     assert "set TRIBUTARY_TOKEN" in problem
     monkeypatch.setenv("TRIBUTARY_TOKEN", "secret")
-    assert list(check.address_problems("0.0.0.0", 0)) == []
+    assert list(check.address_problems(ControlSettings(host="0.0.0.0", port=0))) == []
+
+
+def test_a_tokens_file_guards_the_control_plane_too_and_then_up_needs_a_token_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRIBUTARY_TOKEN", raising=False)
+    control = ControlSettings(host="0.0.0.0", port=0, tokens_file=tmp_path / "tokens")
+    assert list(check.address_problems(control)) == []
+    (problem,) = check.token_problems(control)
+    assert "which `up` calls too: set TRIBUTARY_TOKEN" in problem
+    monkeypatch.setenv("TRIBUTARY_TOKEN", "secret")
+    assert list(check.token_problems(control)) == []
+    assert list(check.token_problems(ControlSettings())) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [("ada operate 0123456789abcdef", ""), ("ada operate short", "line 1: "), ("", "names nobody")],
+)
+async def test_the_control_plane_itself_says_what_is_wrong_with_the_tokens(
+    model: Path, tmp_path: Path, lines: str, complaint: str
+) -> None:
+    (tmp_path / "tokens").write_text(lines)
+    (tmp_path / "tokens").chmod(0o600)
+    run = settings(tmp_path)
+    (tmp_path / "run.toml").write_text((tmp_path / "run.toml").read_text() + '[control]\ntokens_file = "tokens"\n')
+    problems = (await check._ask(run, tmp_path / "run.toml", "control"))["problems"]
+    assert len(problems) == bool(complaint)
+    assert complaint in "".join(problems)
+    assert "short" not in "".join(problems)
+
+
+def test_a_tracker_whose_package_is_missing_is_named_with_both_ways_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None if name == "wandb" else name)
+    run = settings(tmp_path)
+    assert list(check.package_problems(run)) == []
+    tracked = run.model_copy(update={"trackers": TrackerSettings(wandb_project="p")})
+    (problem,) = check.package_problems(tracked)
+    assert "wandb is not installed: install it, or set no wandb_project in [trackers]" in problem
 
 
 def test_an_address_that_is_none_is_a_sentence() -> None:
-    (problem,) = check.address_problems("nowhere.invalid", 0)
+    (problem,) = check.address_problems(ControlSettings(host="nowhere.invalid", port=0))
     assert "is not an address of this machine" in problem
 
 

@@ -47,6 +47,43 @@ def test_a_refusal_is_the_sentence_of_the_control_plane() -> None:
     assert not caught.value.is_our_fault
 
 
+@pytest.mark.parametrize(
+    ("status", "is_ours"), [(401, True), (403, True), (404, True), (422, True), (429, False), (503, False)]
+)
+def test_asking_differently_helps_against_some_refusals_and_asking_later_against_others(
+    status: int, is_ours: bool
+) -> None:
+    with pytest.raises(Refused) as caught:
+        asking(lambda request: httpx.Response(status, json={"detail": "no"})).order_learner("pause")
+    assert caught.value.is_our_fault is is_ours
+
+
+def test_a_call_that_waits_for_something_is_given_that_much_longer() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(202, json={"state": "waiting"})
+
+    assert asking(answer).dry_run([{"label": "", "patch": {}}], 30.0) == {"state": "waiting"}
+    assert asking(answer).order_learner("checkpoint", 120.0) == {"state": "waiting"}
+    assert [request.url.params["wait_s"] for request in seen] == ["30.0", "120.0"]
+    assert [request.extensions["timeout"]["read"] for request in seen] == [40.0, 130.0]
+    assert all(request.headers["x-tributary-author"] for request in seen)
+
+
+def test_names_from_the_command_line_stay_one_part_of_a_path() -> None:
+    seen: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.raw_path)
+        return httpx.Response(200, json={})
+
+    asking(answer).order_generator("../learner", "drain")
+    asking(answer).group("1-0?x=1")
+    assert seen == [b"/v1/generators/..%2Flearner/drain", b"/v1/groups/1-0%3Fx%3D1"]
+
+
 def test_whatever_else_answers_there_is_not_mistaken_for_a_control_plane() -> None:
     for response in (httpx.Response(200, text="<html>"), httpx.Response(200, json=[1]), httpx.Response(404, text="")):
         with pytest.raises(ControlUnreachable, match="no Tributary control plane"):

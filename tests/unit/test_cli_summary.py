@@ -241,3 +241,38 @@ def test_schedule_and_rehearsal_buffer_are_shown_while_there_are_any() -> None:
     assert "low 0.31, 50.0 % done, hints of 12.5 tokens" in _shown(panel(progress, tale.at_s))
     assert "hint schedule low 0.31" in plain_line(progress, tale.at_s)
     assert "rehearsal buffer 17" in plain_line(progress, tale.at_s)
+
+
+def test_orders_that_stand_are_shown_until_they_are_taken_back() -> None:
+    tale = Tale()
+    tale.tell(EventKind.PROCESS, name="generator-1", role="generator", state="ready")
+    tale.tell(EventKind.ORDER, order="pause", target="learner", by="ada")
+    tale.tell(EventKind.ORDER, order="drain", target="generator-1", by="guard:collapse")
+    tale.tell(EventKind.ORDER, order="checkpoint", target="learner", by="ada")
+    progress = Progress("run", 10)
+    sentences = [progress.absorb(event) for event in tale.events]
+    assert sentences[1:] == [
+        "ada orders learner: pause",
+        "guard:collapse orders generator-1: drain",
+        "ada orders learner: checkpoint",
+    ]
+    shown = _shown(panel(progress, tale.at_s))
+    assert "paused by ada" in shown
+    assert "generator-1 (drained)" in shown
+    assert "paused by ada | drained: generator-1" in plain_line(progress, tale.at_s)
+    status = {"hint_schedule": None, "learner": {"paused": None}, "drained": {}}
+    progress.look(status)
+    assert "paused" not in plain_line(progress, tale.at_s)
+    assert "drained" not in _shown(panel(progress, tale.at_s))
+    progress.look(status | {"learner": {"paused": {"by": "bo", "at_s": 1.0}}})
+    assert progress.paused_by == "bo"
+    tale.tell(EventKind.ORDER, order="resume", target="learner", by="ada")
+    tale.tell(EventKind.ORDER, order="admit", target="generator-1", by="ada")
+    assert next(map(progress.absorb, tale.events[-2:])) == "ada orders learner: resume"
+    progress.absorb(tale.events[-1])
+    assert (progress.paused_by, progress.drained) == ("", {})
+
+
+def test_what_becomes_of_an_added_demonstration_is_told() -> None:
+    tale = Tale().tell(EventKind.ADDITION, id="1-0", prompt_id="train:3", state="refused", reason="graded 0", by="ada")
+    assert Progress().absorb(tale.events[0]) == "demonstration added to train:3 by ada: refused (graded 0)"

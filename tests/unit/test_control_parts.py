@@ -21,6 +21,8 @@ from services.control.etags import etag_of, expected_revisions
 from services.control.listening import listen
 from services.control.overview import ProcessView, processes_of
 from services.control.problems import Problem
+from services.control.rates import Rates
+from services.control.tokens import Tokens
 
 NOW_S = 1000.0
 
@@ -109,7 +111,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def caller(token: str | None = None, base: str = "http://127.0.0.1:8700") -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(Doors(echo, token)), base_url=base)
+    doors = Doors(echo, Tokens.of(token, None), Rates(0, 0))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(doors), base_url=base)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8700", "localhost", "[::1]:80", "a.localhost"])

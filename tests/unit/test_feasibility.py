@@ -50,6 +50,8 @@ def searching(plan: GroupPlan | None = None, **changes: Any) -> Request:
         (with_plan(GroupPlan(0, 1, 7)), 64, "a hint of 7 tokens leaves nothing to sample"),
         (with_plan(GroupPlan(0, 1, 5)), 9, "hint plus continuation may have 5"),
         (replace(REQUEST, score_demonstration=True), 64, "needs 1 demonstrations"),
+        (with_plan(GroupPlan(1, demonstrations=1), purpose=Purpose.GRADE), 64, "one demonstration and no rollouts"),
+        (replace(REQUEST, plan=GroupPlan(0, demonstrations=1), purpose=Purpose.GRADE), 64, "the request brings 0"),
     ],
 )
 def test_an_impossible_plan_is_refused_with_the_reason(request_: Request, context: int, said: str) -> None:
@@ -62,6 +64,11 @@ def test_an_impossible_plan_is_refused_with_the_reason(request_: Request, contex
     [
         (replace(REQUEST, search=SEARCH), 64, "a search needs a demonstration to cut, and the request brings none"),
         (replace(searching(), purpose=Purpose.EVALUATE), 64, "it cannot search for a hint"),
+        (
+            replace(searching(GroupPlan(0, demonstrations=1)), purpose=Purpose.GRADE),
+            64,
+            "the purpose is to grade, not to train: it cannot search for a hint",
+        ),
         (searching(GroupPlan(2, 2, 2)), 64, "the plan asks for 2 of its own"),
         (searching(GroupPlan(0)), 64, "the plan has none"),
         (searching(members=0), 64, "not 4 of 0"),
@@ -93,6 +100,7 @@ def test_an_impossible_search_is_refused_with_the_reason(request_: Request, cont
         searching(GroupPlan(0), always=True),
         searching(GroupPlan(2, demonstrations=1, gate=0)),
         with_plan(GroupPlan(2, gate=0)),
+        with_plan(GroupPlan(0, demonstrations=1), purpose=Purpose.GRADE),
     ],
 )
 def test_what_can_be_carried_out_only_has_its_length_fitted(request_: Request) -> None:

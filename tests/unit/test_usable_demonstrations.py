@@ -13,8 +13,8 @@ from tiny_tokenizer import EOS, write_tokenizer
 from common.errors import SettingsError
 from common.settings import Columns, DataSettings, ModelSettings
 from services.curriculum.expert_logprobs import UnfitLogprobs, fitting_logprobs
-from services.curriculum.prompts import PromptSet, load_prompts
-from services.curriculum.set_aside import Reason
+from services.curriculum.prompts import PromptSet, load_prompts, shown_text
+from services.curriculum.set_aside import Reason, UnfitDemonstration
 from services.curriculum.tokens import Tokeniser
 
 RECORDED = Columns(expert_logprobs="logp", expert_tokens="ids")
@@ -99,6 +99,51 @@ def test_what_is_discarded_stays_out(tmp_path: Path) -> None:
     prompts.discard(second, 0, Reason.UNSCORABLE, "no")
     assert [[d.number for d in prompts.fitting(p, 16)] for p in (first, second)] == [[1], []]
     assert (prompts.with_demonstrations, prompts.set_aside.totals) == (1, {Reason.UNSCORABLE: 2})
+
+
+def test_what_was_added_last_comes_first_and_keeps_its_number(tmp_path: Path) -> None:
+    prompts = load(tmp_path, demonstrations(["ab", "cd"], None))
+    first, second = prompts.prompts
+    assert (prompts.find("train:0"), prompts.find("train:1"), prompts.find("train:2")) == (first, second, None)
+    assert (len(prompts.prepared(second)), prompts.with_demonstrations) == (0, 1)
+    prompts.add(first, 2, "ef")
+    prompts.add(first, 4, "gh")  # the one between was refused
+    prompts.add(second, 0, "ij")
+    assert [[d.number for d in prompts.fitting(p, 16)] for p in (first, second)] == [[4, 2, 0, 1], [0]]
+    assert prompts.with_demonstrations == 2
+    prompts.discard(first, 4, Reason.UNSCORABLE, "no")
+    assert [d.number for d in prompts.fitting(first, 16)] == [2, 0, 1]
+    [unusable] = prompts.set_aside.news()
+    assert (unusable.why, unusable.text) == ("demonstration 5 of train:0: no", "gh")
+    assert prompts.set_aside.sentence().startswith("of the 5 demonstrations in 'train', 1 cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "said"),
+    [
+        (" \n", Reason.EMPTY, "the demonstration is empty"),
+        ("a<pad>b", Reason.SPECIAL_TOKENS, "special tokens stand inside it: '<pad>'"),
+        ("abcdef", Reason.TOO_LONG, "it has 7 tokens with its end token, and sampling.max_response_tokens is 6"),
+        ("a" * 70, Reason.TOO_LONG, "it has 71 tokens with its end token, and sampling.max_response_tokens is 6"),
+    ],
+)
+def test_a_look_says_why_a_text_cannot_be_used_and_sets_nothing_aside(
+    tmp_path: Path, text: str, reason: Reason, said: str
+) -> None:
+    prompts = load(tmp_path, demonstrations("ab"))
+    with pytest.raises(UnfitDemonstration) as unfit:
+        prompts.look_at(prompts.prompts[0], 1, text, 6)
+    assert (unfit.value.reason, str(unfit.value)) == (reason, said)
+    assert prompts.set_aside.news() == []
+    assert prompts.look_at(prompts.prompts[0], 1, "abcde", 6).tokens[-1] == EOS
+
+
+def test_a_prompt_is_shown_as_the_data_set_has_it_and_cut_if_it_is_long(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}]
+    assert shown_text("1+1=") == "1+1="
+    assert shown_text(tuple(chat)) == "system: be brief\nuser: 1+1"
+    assert len(shown_text("x" * 3000)) == 2000
+    assert [p.text for p in load(tmp_path, demonstrations("a")).prompts] == ["1+1="]
 
 
 # "ab" is ids 17, 18 under the tiny tokenizer, and the end token.

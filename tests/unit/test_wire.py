@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -94,6 +95,24 @@ def an_outcome() -> Outcome:
     )
 
 
+def a_request_to_grade() -> Request:
+    return Request(
+        request_id="grade:1-0",
+        prompt_id="train:7",
+        purpose=Purpose.GRADE,
+        revision=3,
+        prompt_tokens=np.array([5], np.int32),
+        answer="#12",
+        plan=GroupPlan(plain=0, demonstrations=1),
+        sampling=Sampling(1.0, 64),
+        demonstrations=(Demonstration(np.array([1, 2, 3], np.int32)),),
+    )
+
+
+def a_grade() -> Outcome:
+    return Outcome("grade:1-0", "train:7", Purpose.GRADE, 3, "train", (0.5,), 4)
+
+
 def a_score_task() -> ScoreTask:
     return ScoreTask("0f", np.array([5], np.int32), np.array([6, 7], np.int32))
 
@@ -125,6 +144,20 @@ SCORE_TASK_BYTES = bytes.fromhex(
     "85a16ba573636f7265a17602a26964a23066a670726f6d707492a33c6934c40405000000a6746f6b656e7392a33c6934c408060000000700"
     "0000"
 )
+GRADE_REQUEST_BYTES = bytes.fromhex(
+    "8fa16ba772657175657374a17602a26964a967726164653a312d30a970726f6d70745f6964a7747261696e3a37a7707572706f7365a56772"
+    "616465a87265766973696f6e03a670726f6d707492a33c6934c40405000000a6616e73776572a3233132a4706c616e9500000001c0a87361"
+    "6d706c696e6792cb3ff000000000000040ae64656d6f6e7374726174696f6e739183a6746f6b656e7392a33c6934c40c0100000002000000"
+    "03000000aa626f756e64617269657390a6657870657274c0a764617461736574a5747261696eab666f725f76657273696f6e00a573636f72"
+    "65c2a6736561726368c0"
+)
+GRADE_BYTES = bytes.fromhex(
+    "de0012a16ba76f7574636f6d65a17602a26964a967726164653a312d30a970726f6d70745f6964a7747261696e3a37a7707572706f7365a5"
+    "6772616465a87265766973696f6e03a764617461736574a5747261696ea77265776172647391cb3fe0000000000000a776657273696f6e04"
+    "ab666f725f76657273696f6e00af726573706f6e73655f746f6b656e7300ab68696e745f6c656e67746800b564656d6f6e7374726174696f"
+    "6e5f6c6f6770726f62c0b464656d6f6e7374726174696f6e5f746f6b656e7300a76661696c757265a0ae68696e7465645f72657761726473"
+    "90a670726f62657300a6616e63686f72c0"
+)
 
 # Schema 1, as it was written before there were gates and searches: a rolling upgrade meets it.
 OLD_REQUEST_BYTES = bytes.fromhex(
@@ -147,6 +180,8 @@ def test_every_message_has_exactly_these_bytes() -> None:
     assert encode_request(a_request()) == REQUEST_BYTES
     assert encode_outcome(an_outcome()) == OUTCOME_BYTES
     assert encode_score_task(a_score_task()) == SCORE_TASK_BYTES
+    assert encode_request(a_request_to_grade()) == GRADE_REQUEST_BYTES
+    assert encode_outcome(a_grade()) == GRADE_BYTES
 
 
 def test_the_golden_bytes_decode_to_the_group() -> None:
@@ -178,6 +213,28 @@ def test_the_golden_bytes_decode_to_the_outcome_and_the_score_task() -> None:
     assert decode_outcome(OUTCOME_BYTES) == an_outcome()
     task = decode_score_task(SCORE_TASK_BYTES)
     assert (task.key, task.prompt_tokens.tolist(), task.tokens.tolist()) == ("0f", [5], [6, 7])
+
+
+def test_a_request_to_grade_and_its_outcome_survive_the_wire() -> None:
+    request = decode_request(GRADE_REQUEST_BYTES)
+    assert (request.purpose, request.plan) == (Purpose.GRADE, GroupPlan(plain=0, demonstrations=1))
+    assert request.demonstrations[0].tokens.tolist() == [1, 2, 3]
+    assert decode_outcome(GRADE_BYTES) == a_grade()
+
+
+@pytest.mark.parametrize("purpose", [Purpose.EVALUATE, Purpose.GRADE])
+def test_an_outcome_that_neither_failed_nor_has_a_reward_is_refused(purpose: Purpose) -> None:
+    outcome = Outcome("r", "p", purpose, 2, "hard", (), 5)
+    with pytest.raises(WireError, match=f"an outcome that was to {purpose} has no reward and did not fail"):
+        decode_outcome(encode_outcome(outcome))
+    assert decode_outcome(encode_outcome(replace(outcome, failure="the grader crashed"))).rewards == ()
+
+
+def test_a_purpose_of_a_newer_version_is_refused_as_malformed_so_that_a_mixed_fleet_goes_on() -> None:
+    fields = msgpack.unpackb(GRADE_REQUEST_BYTES)
+    fields["purpose"] = "ponder"
+    with pytest.raises(WireError, match="malformed request: ValueError: 'ponder' is not a valid Purpose"):
+        decode_request(msgpack.packb(fields) or b"")
 
 
 def test_an_evaluations_outcome_survives_the_wire() -> None:
@@ -233,6 +290,8 @@ MESSAGES = {
     "outcome": (OUTCOME_BYTES, decode_outcome),
     "evaluation": (encode_outcome(Outcome("r", "p", Purpose.EVALUATE, 2, "hard", (1.0,), 5)), decode_outcome),
     "score task": (SCORE_TASK_BYTES, decode_score_task),
+    "request to grade": (GRADE_REQUEST_BYTES, decode_request),
+    "grade": (GRADE_BYTES, decode_outcome),
 }
 HOSTILE = [float("inf"), float("nan"), [], {}, None, "", 2**63, -1, b"", True, [[]], 1e300]
 

@@ -7,7 +7,6 @@ import json
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -109,8 +108,7 @@ def _show(console: Console, config: type[AlgorithmConfig] | type[HintConfig]) ->
     for name, parameter in config.model_fields.items():
         if name != "kind":
             default = json.loads(config.model_construct().model_dump_json()).get(name)
-            required = parameter.default is PydanticUndefined
-            cells = (name, "(needed)" if required else json.dumps(default), parameter.description or "")
+            cells = (name, "(needed)" if parameter.is_required() else json.dumps(default), parameter.description or "")
             table.add_row(*(Text(cell) for cell in cells))
     if table.row_count:
         console.print(table)

@@ -2,12 +2,16 @@
 
 const TOKEN = "tributary-token";
 const SILENCE_MS = 15_000;
+const LIMIT_MS = 10_000;
+const TRIES = 4;
+const LONGEST_WAIT_S = 10;
 
 export class Problem extends Error {
-  constructor(details, status) {
+  constructor(details, status, retryAfterS = 0) {
     super(details.detail || `the control plane answered ${status}`);
     this.status = status;
     this.errors = details.errors || [];
+    this.retryAfterS = retryAfterS;
   }
 }
 
@@ -15,23 +19,31 @@ let askForToken = null;
 
 function headers(more = {}) {
   const token = sessionStorage.getItem(TOKEN);
-  return token ? { Authorization: `Bearer ${token}`, ...more } : more;
+  return token ? { ...more, Authorization: `Bearer ${token}` } : more;
+}
+
+// Who asks: a token says it by itself, and nobody may say otherwise.
+function author() {
+  return sessionStorage.getItem(TOKEN) ? {} : { "X-Tributary-Author": "dashboard" };
 }
 
 async function answered(response) {
   if (response.ok) return response;
   const details = await response.json().catch(() => ({}));
-  throw new Problem(details, response.status);
+  throw new Problem(details, response.status, Number(response.headers.get("Retry-After")) || 1);
 }
 
 async function guarded(attempt) {
-  for (;;) {
+  for (let tries = 1; ; tries += 1) {
     try {
       return await attempt();
     } catch (problem) {
-      if (problem.status !== 401) throw problem;
-      askForToken ??= showTokenDialog().finally(() => { askForToken = null; });
-      await askForToken;
+      if (problem.status === 401) {
+        askForToken ??= showTokenDialog().finally(() => { askForToken = null; });
+        await askForToken;
+      } else if (problem.status === 429 && tries < TRIES) {
+        await sleep(1000 * Math.min(LONGEST_WAIT_S, problem.retryAfterS));
+      } else throw problem;
     }
   }
 }
@@ -41,6 +53,7 @@ function showTokenDialog() {
   const input = document.getElementById("token");
   const known = sessionStorage.getItem(TOKEN);
   document.getElementById("token-error").textContent = known ? "This token was not accepted." : "";
+  input.select();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       sessionStorage.setItem(TOKEN, input.value.trim());
@@ -50,21 +63,25 @@ function showTokenDialog() {
   });
 }
 
-// `timeout` bounds each call: a control plane that hangs is shown as one that is away.
-export function get(path) {
+export function sleep(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+// `limitMs` bounds each call: a control plane that hangs is shown as one that is away.
+export function get(path, limitMs = LIMIT_MS) {
   return guarded(async () => {
-    const response = await fetch(path, { headers: headers(), signal: AbortSignal.timeout(10_000) });
+    const response = await fetch(path, { headers: headers(), signal: AbortSignal.timeout(limitMs) });
     return (await answered(response)).json();
   });
 }
 
-export function send(method, path, body, more = {}) {
+export function send(method, path, body, { more = {}, limitMs = LIMIT_MS } = {}) {
   return guarded(async () => {
     const response = await fetch(path, {
       method,
-      headers: headers({ "Content-Type": "application/json", ...more }),
-      body: JSON.stringify(body),
-      signal: AbortSignal.timeout(10_000),
+      headers: headers({ ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...author(), ...more }),
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal: AbortSignal.timeout(limitMs),
     });
     return (await answered(response)).json();
   });
@@ -96,7 +113,7 @@ export async function follow(after, onEvent, onState) {
     }
     failures += 1;
     onState("away");
-    await new Promise((resolve) => setTimeout(resolve, Math.min(5000, 500 * 2 ** failures)));
+    await sleep(Math.min(5000, 500 * 2 ** failures));
   }
 }
 

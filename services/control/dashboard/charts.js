@@ -1,6 +1,6 @@
 // The charts: one small plot per quantity, every revision a labelled vertical line on each of them.
 
-import { element, number, percent } from "./format.js";
+import { bytes, duration, element, number, percent } from "./format.js";
 
 const CHARTS = [
   { name: "reward", title: "Reward", note: "mean of sampled responses", smooth: true, colors: ["--policy"] },
@@ -10,8 +10,11 @@ const CHARTS = [
   { name: "rates", title: "Tokens per second", note: "", named: { generated: "--policy", trained: "--expert" }, fromZero: true },
   { name: "ratio", title: "Importance ratio", note: "mean by source, log scale", named: "source", log: true },
   { name: "sample-size", title: "Effective sample size", note: "share by source", named: "source", format: percent, share: true },
+  { name: "clip", title: "Clipped tokens", note: "share by source", named: "source", format: percent, share: true, loose: true },
   { name: "gradient", title: "Gradient norm", note: "before clipping", smooth: true, colors: ["--policy"], fromZero: true },
   { name: "nll", title: "Held-out NLL", note: "demonstrations, nats per token", markers: true, optional: true },
+  { name: "publication", title: "Publication size", note: "by kind", format: bytes, unit: "B", fromZero: true },
+  { name: "pause", title: "Pause for new weights", note: "by generator", format: duration, unit: "s", fromZero: true },
   { name: "hints", title: "Hint length", note: "mean tokens shown", optional: true, colors: ["--expert"], fromZero: true },
   { name: "rehearsal", title: "Rehearsal buffer", note: "demonstrations", optional: true, named: { waiting: "--expert", imitated: "--third" }, fromZero: true },
 ];
@@ -30,7 +33,7 @@ export class Charts {
     this.record = record;
     this.axis = "step";
     this.visible = new Set();
-    this.observer = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "100px" });
+    this.observer = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "400px" });
     this.panels = CHARTS.map((chart) => this.#panel(root, chart));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
@@ -63,12 +66,12 @@ export class Charts {
     for (const panel of this.panels) {
       const lines = this.record.chart(panel.chart.name);
       if (panel.chart.optional) panel.panel.hidden = lines.size === 0;
+      panel.empty.hidden = lines.size > 0;
       if (this.visible.has(panel.panel)) this.#drawOne(panel, lines, color);
     }
   }
 
-  #drawOne({ chart, plot, legend, empty }, lines, color) {
-    empty.hidden = lines.size > 0;
+  #drawOne({ chart, plot, legend }, lines, color) {
     const names = [...lines.keys()].sort();
     const traces = names.flatMap((name) => this.#traces(chart, name, lines.get(name), color(colorOf(chart, name, names))));
     window.Plotly.react(plot, traces, this.#layout(chart, lines, color), { displayModeBar: false, responsive: true });
@@ -76,7 +79,7 @@ export class Charts {
     legend.replaceChildren(...names.map((name) => {
       const chip = element("span", { class: "chip" });
       chip.style.background = color(colorOf(chart, name, names));
-      return element("li", {}, chip, names.length > 1 || chart.markers ? `${name} ` : "",
+      return element("li", {}, chip, names.length > 1 || chart.markers || chart.named || chart.unit ? `${name} ` : "",
         element("b", {}, format(lines.get(name).at(-1).value)));
     }));
     const told = names.map((name) => `${name} ${format(lines.get(name).at(-1).value)}`).join(", ");
@@ -88,7 +91,7 @@ export class Charts {
     const x = thinned.map((p) => (this.axis === "step" ? p.step : local(p.at)));
     const y = thinned.map((p) => p.value);
     const line = { color, width: 2, dash: name.includes("pass@") ? "dot" : "solid" };
-    const base = { name, x, type: "scatter", hovertemplate: chart.format === percent ? "%{y:.1%}" : "%{y:.4~g}" };
+    const base = { name, x, type: "scatter", hovertemplate: hoverOf(chart) };
     if (!chart.smooth || y.length < 8) return [{ ...base, y, mode: chart.markers ? "lines+markers" : "lines", marker: { size: 5, color }, line }];
     return [
       { ...base, y, mode: "lines", line: { color, width: 1 }, opacity: 0.3, hoverinfo: "skip", hovertemplate: null },
@@ -117,8 +120,9 @@ export class Charts {
       yaxis: {
         ...axis,
         type: chart.log ? "log" : "linear",
-        ...(chart.log ? { dtick: 1, exponentformat: "power" } : { nticks: 5 }),
-        ...(chart.share ? { range: [-0.03, 1.05], tickformat: ".0%" } : {}),
+        ...(chart.log ? { exponentformat: "power", ...(spansDecades(lines) ? { dtick: 1 } : { nticks: 5 }) } : { nticks: 5 }),
+        ...(chart.share ? { ...(chart.loose ? { rangemode: "tozero", tickformat: "~%" } : { range: [-0.03, 1.05], tickformat: ".0%" }) } : {}),
+        ...(chart.unit ? { tickformat: "~s", ticksuffix: chart.unit } : {}),
         ...(chart.fromZero ? { rangemode: "tozero" } : {}),
       },
       ...marks,
@@ -142,16 +146,27 @@ export class Charts {
       const place = this.#place(mark);
       if (!(place <= last)) continue;
       const x = this.axis === "step" ? Math.max(place, first) : local(Math.max(place, first));
-      shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: color("--mark"), width: 1, dash: "dot" } });
+      const shade = color(this.record.guarded.has(revision) ? "--warn" : "--mark");
+      shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: shade, width: 1, dash: "dot" } });
       if (place - labelled < (last - first) * 0.06) continue;
       labelled = place;
       annotations.push({
         x, y: 1, yref: "paper", yanchor: "bottom", xanchor: "center", text: `r${revision}`, showarrow: false,
-        font: { size: 10, color: color("--mark") }, name: `revision-${revision}`,
+        font: { size: 10, color: shade }, name: `revision-${revision}`,
       });
     }
     return { shapes, annotations };
   }
+}
+
+// Whether powers of ten alone are marks enough.
+function spansDecades(lines) {
+  const values = [...lines.values()].flatMap((points) => points.map((p) => p.value)).filter((value) => value > 0);
+  return values.reduce((a, b) => Math.max(a, b), 0) > 30 * values.reduce((a, b) => Math.min(a, b), Infinity);
+}
+
+function hoverOf({ format, unit }) {
+  return format === percent ? "%{y:.1%}" : unit ? `%{y:.3~s}${unit}` : "%{y:.4~g}";
 }
 
 // A data set keeps its color, and lends it to its pass@k.

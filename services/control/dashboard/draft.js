@@ -52,7 +52,7 @@ export class Draft {
 
   #forgetSame(part, edits) {
     if (!isTable(edits)) {
-      if (edits === this.base[part]) delete this.edits[part];
+      if (difference(this.base[part], edits).length === 0) delete this.edits[part];
       return;
     }
     if (edits.kind === this.base[part].kind) delete edits.kind;
@@ -67,9 +67,12 @@ function within(table, [key, ...inner], value) {
   return key === undefined ? value : { ...table, [key]: within(table?.[key], inner, value) };
 }
 
-// What differs between two documents, leaf by leaf: [{path, before, after}].
+// What differs between two documents, leaf by leaf: [{path, before, after}]. Entries of lists are told apart by their names.
 export function difference(before, after, path = "") {
-  if (!(isTable(before) && isTable(after))) return before === after ? [] : [{ path, before, after }];
+  if (Array.isArray(before) || Array.isArray(after)) return difference(named(before), named(after), path);
+  if (!(isTable(before) && isTable(after)) || isNamed(before, after)) {
+    return same(before, after) ? [] : [{ path, before: before ?? null, after: after ?? null }];
+  }
   const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])].sort((a, b) => (b === "kind") - (a === "kind"));
   return keys.flatMap((key) => difference(before[key], after[key], path ? `${path}.${key}` : key));
 }
@@ -82,6 +85,26 @@ export function resolved(property, root) {
   return { ...target, ...main, ...property, description: property.description, nullable: options.length > 1 };
 }
 
-function isTable(value) {
+export function isTable(value) {
   return value !== null && typeof value === "object" && !Array.isArray(value);
+}
+
+export function same(one, other) {
+  if (Array.isArray(one) && Array.isArray(other)) return one.length === other.length && one.every((value, i) => same(value, other[i]));
+  if (!isTable(one) || !isTable(other)) return (one ?? null) === (other ?? null);
+  return [...new Set([...Object.keys(one), ...Object.keys(other)])].every((key) => same(one[key], other[key]));
+}
+
+function named(list) {
+  const entries = {};
+  for (const [i, entry] of (list || []).entries()) {
+    const name = entry?.name || `${i + 1}`;
+    entries[name in entries ? `${name} (${i + 1})` : name] = entry;
+  }
+  return entries;
+}
+
+// What has a name of its own is shown whole, not value by value.
+function isNamed(before, after) {
+  return typeof before?.name === "string" || typeof after?.name === "string";
 }

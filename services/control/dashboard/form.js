@@ -1,8 +1,15 @@
-// The switch form: built from the JSON schemas, shows what will change, applies it, and puts each error at its field.
+// The switch form: built from the JSON schemas, shows what will change, tries it, applies it, and puts each error at its field.
 
 import { send } from "./api.js";
+import { rebuild } from "./buttons.js";
+import { changeLines } from "./changes.js";
 import { Draft, resolved, TAGGED } from "./draft.js";
-import { element, literal, plain, words } from "./format.js";
+import { choice, errorPlace, fieldsOf, placeOf } from "./fields.js";
+import { byId, element } from "./format.js";
+import { guardFields } from "./guards.js";
+import { Preview } from "./preview.js";
+
+const NAMES = { algorithm: "Algorithm", hints: "Hint policy" };
 
 export class SwitchForm {
   // catalogue: {algorithms, policies}; schema: of the whole live configuration.
@@ -36,29 +43,28 @@ export class SwitchForm {
     this.done = element("p", { class: "done", role: "status" });
     this.reason = element("input", { id: "reason", type: "text", maxlength: "500", placeholder: "kept in the history" });
     this.apply = element("button", { class: "primary", type: "submit" }, "Apply");
+    this.try = element("button", { type: "button", onclick: () => this.#preview() }, "Preview");
     this.undo = element("button", { type: "button", onclick: () => this.#discard() }, "Discard");
+    this.preview = new Preview(element("section", { class: "preview", "aria-label": "Preview", hidden: true }));
     this.form.replaceChildren(
       this.parts,
       this.decide = element("div", { class: "decide" },
         element("h3", {}, "What will change"), this.diff,
+        this.preview.root,
         element("label", { class: "field wide", for: "reason" }, element("span", {}, "Reason (optional)"), this.reason),
         this.alert,
-        element("div", { class: "buttons" }, this.apply, this.undo), this.done),
+        element("div", { class: "buttons" }, this.apply, this.try, this.undo), this.done),
     );
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#apply();
+      if (!this.apply.disabled) this.#apply();
     });
   }
 
   #build() {
-    const focused = document.activeElement?.id;
     const open = new Set([...this.parts.querySelectorAll("details[open]")].map((details) => details.id));
-    const groups = TAGGED.map((part) => this.#tagged(part));
-    groups.push(this.#general());
-    this.parts.replaceChildren(...groups);
-    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-    if (focused && this.form.contains(document.getElementById(focused))) document.getElementById(focused).focus();
+    rebuild(this.parts, ...TAGGED.map((part) => this.#tagged(part)), this.#general(), this.#guards());
+    for (const id of open) byId(id)?.setAttribute("open", "");
     this.#show();
   }
 
@@ -66,52 +72,48 @@ export class SwitchForm {
     const document_ = this.draft.document();
     const kind = document_[part].kind;
     const chosen = this.choices[part].find((entry) => entry.kind === kind);
-    const options = this.choices[part].map((entry) => element("option", { value: entry.kind, selected: entry.kind === kind }, entry.title));
     const id = `${part}.kind`;
-    const select = element("select", { id, onchange: (event) => this.#choose(part, event.target.value) }, options);
+    const options = this.choices[part].map((entry) => [entry.kind, entry.title]);
+    const select = choice({ id, "data-key": id }, options, kind, (next) => this.#choose(part, next));
     const properties = Object.entries(chosen?.schema.properties || {}).filter(([key]) => key !== "kind");
-    const fields = properties.flatMap(([key, property]) => this.#fields([part, key], resolved(property, chosen.schema), document_[part][key], chosen.schema));
+    const fields = properties.flatMap(([key, property]) => this.#fields([part, key], property, document_[part][key], chosen.schema));
     return element("fieldset", {},
-      element("legend", {}, part === "algorithm" ? "Algorithm" : "Hint policy"),
-      element("label", { class: "quiet", for: id }, part === "algorithm" ? "Algorithm" : "Hint policy"), select, errorPlace(id),
+      element("legend", {}, NAMES[part]),
+      element("label", { class: "quiet", for: id }, NAMES[part]), select, errorPlace(id),
       element("p", { class: "quiet-text" }, (chosen?.summary || "").split("\n\n")[0], " ", paper(chosen)),
       element("div", { class: "fields" }, fields));
   }
 
   #general() {
     const document_ = this.draft.document();
-    const properties = Object.entries(this.schema.properties).filter(([part]) => !TAGGED.includes(part));
-    const fields = properties.flatMap(([part, property]) => this.#fields([part], resolved(property, this.schema), document_[part], this.schema));
+    const properties = Object.entries(this.schema.properties).filter(([part]) => ![...TAGGED, "guards"].includes(part));
+    const fields = properties.flatMap(([part, property]) => this.#fields([part], property, document_[part], this.schema));
     return element("fieldset", {}, element("legend", {}, "Sampling, optimiser, pacing"), element("div", { class: "fields" }, fields));
   }
 
-  // The fields of a value, or one for each value of a table.
-  #fields(path, definition, value, root) {
-    if (!definition.properties) return [this.#field(path, definition, value)];
-    return Object.entries(definition.properties).flatMap(([key, inner]) => this.#fields([...path, key], resolved(inner, root), value?.[key], root));
+  #guards() {
+    if (!this.schema.properties.guards) return "";
+    const guards = () => this.draft.document().guards || [];
+    return guardFields(this.schema, guards(), (update, restructured) => {
+      const before = guards();
+      this.draft.set(["guards"], update(before));
+      if (!restructured) return this.#show();
+      this.#build();
+      if (guards().length > before.length) this.#open(`guards.${before.length}`);
+    });
   }
 
-  #field(path, definition, value) {
-    const id = path.join(".");
-    const change = (next) => {
-      this.draft.set(path, next);
+  #open(id) {
+    byId(id).open = true;
+    byId(`${id}.name`)?.select();
+  }
+
+  #fields(path, property, value, root) {
+    const change = (at, next) => {
+      this.draft.set(at, next);
       this.#show();
     };
-    const shared = { id, "aria-describedby": `${id}-about` };
-    let input;
-    if (definition.type === "boolean") {
-      input = element("input", { ...shared, type: "checkbox", checked: value === true, onchange: (e) => change(e.target.checked) });
-    } else if (definition.enum) {
-      const options = definition.enum.map((option) => element("option", { value: option, selected: option === value }, words(String(option))));
-      input = element("select", { ...shared, onchange: (e) => change(definition.enum[e.target.selectedIndex]) }, options);
-    } else {
-      const shown = typeof value === "number" ? plain(value) : value ?? "";
-      const placeholder = definition.nullable ? "not set" : "";
-      input = element("input", { ...shared, type: "text", inputmode: "decimal", placeholder, value: shown, oninput: (e) => change(typed(e.target.value, definition)) });
-    }
-    const about = element("small", { id: `${id}-about`, class: "about" }, definition.description || "");
-    return element("div", { class: definition.type === "boolean" ? "field check" : "field", "data-path": id },
-      element("label", { for: id }, words(path.slice(path.length > 1 ? 1 : 0).join(": "))), input, about, errorPlace(id));
+    return fieldsOf(path, resolved(property, root), value, { root, change });
   }
 
   #choose(part, kind) {
@@ -120,7 +122,7 @@ export class SwitchForm {
     if (part === "algorithm") this.#fitHints(kind);
     this.#clearErrors();
     this.#build();
-    document.getElementById(`${part}.kind`).focus();
+    byId(`${part}.kind`).focus();
   }
 
   // With an algorithm comes the hint policy that its authors fed it with; back at the current one, the current policy.
@@ -145,19 +147,30 @@ export class SwitchForm {
     const changes = this.draft.changes();
     const touched = new Set(changes.map((change) => change.path));
     for (const field of this.parts.querySelectorAll("[data-path]")) field.classList.toggle("changed", touched.has(field.dataset.path));
-    this.diff.replaceChildren(...(changes.length ? changes.map(changeLine) : [element("li", { class: "quiet-text" }, "Nothing yet: change a value above.")]));
+    this.diff.replaceChildren(...(changes.length ? changeLines(changes) : [element("li", { class: "quiet-text" }, "Nothing yet: change a value above.")]));
     if (this.note) this.diff.append(element("li", { class: "note" }, this.note));
     this.decide.classList.toggle("pending-changes", changes.length > 0);
-    this.apply.disabled = changes.length === 0;
-    this.undo.disabled = changes.length === 0;
+    for (const button of [this.apply, this.try, this.undo]) button.disabled = changes.length === 0;
     if (changes.length) this.done.textContent = "";
+    this.preview.compareWith(this.draft.document());
   }
 
   #discard() {
     this.draft.discard();
     this.note = "";
     this.#clearErrors();
+    this.preview.close();
     this.#build();
+  }
+
+  async #preview() {
+    this.#clearErrors();
+    try {
+      await this.preview.ask(this.draft.document(), this.draft.revision);
+    } catch (problem) {
+      this.preview.close();
+      this.#refused(problem);
+    }
   }
 
   async #apply() {
@@ -166,36 +179,42 @@ export class SwitchForm {
     const reason = this.reason.value.trim();
     const path = `/v1/config${reason ? `?reason=${encodeURIComponent(reason)}` : ""}`;
     try {
-      const decision = await send("PUT", path, this.draft.document(), { "If-Match": `"${this.draft.revision}"`, "X-Tributary-Author": "dashboard" });
+      const decision = await send("PUT", path, this.draft.document(), { more: { "If-Match": `"${this.draft.revision}"` } });
       this.draft.discard();
       this.note = "";
       this.reason.value = "";
+      this.preview.close();
       this.rebase(decision.revision, decision.config);
+      this.#show();
       this.done.textContent = `Revision ${decision.revision} is asked for; it takes effect at the learner's next step.`;
       this.onApplied(decision);
     } catch (problem) {
+      this.apply.disabled = false;
       this.#refused(problem);
     }
   }
 
   #refused(problem) {
-    this.apply.disabled = false;
     if (problem.status === 412) {
       this.alert.textContent = "Somebody changed the configuration first. Look at what will change now, then apply again.";
       this.onApplied(null);
       return;
     }
     const homeless = [];
-    for (const { path, message } of problem.errors || []) {
-      const place = document.getElementById(`${path}-error`) || document.getElementById(`${path}.kind-error`);
-      if (!place) homeless.push(path ? `${path}: ${message}` : message);
+    for (const error of problem.errors || []) {
+      const path = error.path.replace(/^candidates\.0\.(patch\.|config\.)?/, "");
+      const id = placeOf(path);
+      if (!id) homeless.push(path ? `${path}: ${error.message}` : error.message);
       else {
-        place.textContent = message;
-        document.getElementById(path)?.setAttribute("aria-invalid", "true");
+        byId(`${id}-error`).textContent = error.message;
+        byId(`${id}-error`).closest("details")?.setAttribute("open", "");
+        byId(id)?.setAttribute("aria-invalid", "true");
       }
     }
     this.alert.textContent = homeless.join(" ") || (problem.errors?.length ? "The marked values were refused." : problem.message);
-    this.form.querySelector("[aria-invalid]")?.focus();
+    const first = this.form.querySelector("[aria-invalid]");
+    first?.focus({ preventScroll: true });
+    first?.scrollIntoView({ block: "start" }); // the bar at the bottom may lie over it
   }
 
   #clearErrors() {
@@ -210,23 +229,7 @@ function fits(algorithm, policy) {
   return algorithm.requires.every((m) => policy.provides.includes(m)) && policy.provides.every((m) => algorithm.accepts.includes(m));
 }
 
-export function changeLine({ path, before, after }) {
-  return element("li", {}, element("code", {}, path), " ",
-    element("del", {}, literal(before)), element("span", { class: "arrow", "aria-label": "becomes" }, " → "), element("ins", {}, literal(after)));
-}
-
-function errorPlace(id) {
-  return element("p", { class: "error field-error", id: `${id}-error`, role: "alert" });
-}
-
 function paper(entry) {
   if (!entry?.paper?.startsWith("https://")) return null;
   return element("a", { href: entry.paper, rel: "noreferrer", target: "_blank" }, "Paper");
-}
-
-// What was typed, as JSON: text that is no number is sent as text, so that the server says what is wrong with it.
-function typed(text, definition) {
-  const trimmed = text.trim();
-  if (trimmed === "") return definition.nullable ? null : "";
-  return Number.isFinite(Number(trimmed)) ? Number(trimmed) : trimmed;
 }

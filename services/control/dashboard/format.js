@@ -15,8 +15,27 @@ export function percent(value) {
   return `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)} %`;
 }
 
+export function bytes(value) {
+  if (value === null || value === undefined) return "–";
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log10(Math.max(1, value)) / 3));
+  return `${Number((value / 1000 ** power).toPrecision(3))} ${units[power]}`;
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  return seconds < 1 ? `${Number((1000 * seconds).toPrecision(2))} ms` : `${Number(seconds.toPrecision(2))} s`;
+}
+
 export function clock(atSeconds) {
-  return new Date(atSeconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return new Date(atSeconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+}
+
+// Today a time is enough; on another day the day comes with it.
+export function moment(atSeconds) {
+  const at = new Date(atSeconds * 1000);
+  const today = at.toDateString() === new Date().toDateString();
+  return today ? clock(atSeconds) : `${at.toLocaleDateString([], { day: "numeric", month: "short" })} ${clock(atSeconds)}`;
 }
 
 export function age(seconds) {
@@ -41,6 +60,10 @@ export function words(key) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+export function count(n, noun) {
+  return `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
+}
+
 // element("p", { class: "quiet" }, "text", child): properties that start with "on" are listeners.
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
@@ -52,3 +75,5 @@ export function element(tag, properties = {}, ...children) {
   made.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return made;
 }
+
+export const byId = (id) => document.getElementById(id);

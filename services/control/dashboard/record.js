@@ -5,6 +5,7 @@ const MOST_POINTS = 20_000;
 export class RunRecord {
   constructor() {
     this.marks = new Map();
+    this.guarded = new Set();
     this.restart([]);
   }
 
@@ -35,6 +36,8 @@ export class RunRecord {
     if (event.kind === "step") this.#step(event.data, event.at_s);
     else if (event.kind === "evaluation") this.#evaluation(event.data, event.at_s);
     else if (event.kind === "generation") this.#generation(event.data, event.at_s);
+    else if (event.kind === "publication") this.add("publication", event.data.kind, event.at_s, event.data.bytes, event.data.step);
+    else if (event.kind === "update") this.add("pause", event.data.generator, event.at_s, event.data.pause_s);
     else if (event.kind === "in_force") this.#inForce(event.data, event.at_s);
   }
 
@@ -49,8 +52,9 @@ export class RunRecord {
     this.add("hints", "hint length", at, data.hint_length);
     this.add("rehearsal", "waiting", at, data.rehearsal?.waiting);
     this.add("rehearsal", "imitated", at, data.rehearsal?.entries);
-    for (const [source, value] of Object.entries(data.ratio || {})) this.add("ratio", source, at, value);
-    for (const [source, value] of Object.entries(data.effective_sample_size || {})) this.add("sample-size", source, at, value);
+    for (const [chart, figures] of [["ratio", data.ratio], ["sample-size", data.effective_sample_size], ["clip", data.clip_fraction]]) {
+      for (const [source, value] of Object.entries(figures || {})) this.add(chart, source, at, value);
+    }
   }
 
   #evaluation(data, at) {
@@ -74,8 +78,10 @@ export class RunRecord {
     if (data.role === "learner" && !this.marks.has(data.revision)) this.marks.set(data.revision, { step: data.step, at });
   }
 
+  // A revision that a guard made is marked as such.
   takeHistory(revisions, learners) {
-    for (const { revision, in_force: places } of revisions) {
+    for (const { revision, author, in_force: places } of revisions) {
+      if (author.startsWith("guard:")) this.guarded.add(revision);
       for (const [name, mark] of Object.entries(places)) {
         if (learners.has(name) && !this.marks.has(revision)) this.marks.set(revision, { step: mark.step ?? 0, at: mark.at_s });
       }

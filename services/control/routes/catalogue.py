@@ -11,10 +11,9 @@ from common.config.algorithm import ALGORITHMS, AlgorithmConfig
 from common.config.base import Material
 from common.config.hints import HINT_POLICIES, HintConfig
 from common.config.live import Json
-from services.control.problems import documented
+from services.control.examples import answered
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
-_PROBLEMS = documented(401, 403)
 
 
 class AlgorithmView(BaseModel):
@@ -57,13 +56,35 @@ class HintPolicies(BaseModel):
     hint_policies: list[HintPolicyView]
 
 
-@router.get("/algorithms", summary="Every algorithm", responses=_PROBLEMS)
+_LUFFY = {
+    "kind": "luffy",
+    "title": "LUFFY",
+    "paper": "https://arxiv.org/abs/2504.14945",
+    "summary": "Demonstrations as off-policy members of the group, their ratio shaped by x/(x+γ).",
+    "requires": ["demonstrations"],
+    "accepts": ["demonstrations", "hints"],
+    "published_hints": {"kind": "demonstration"},
+    "defaults": {"kind": "luffy", "rollouts": 7, "gamma": 0.1},
+    "schema": {"type": "object", "properties": {"gamma": {"type": "number", "exclusiveMinimum": 0}}},
+}
+_FIXED = {
+    "kind": "fixed",
+    "title": "Fixed hint",
+    "summary": "The policy continues the leading part of a demonstration: a ratio of it, or a number of tokens.",
+    "provides": ["hints"],
+    "defaults": {"kind": "fixed", "ratio": 0.5},
+    "suggestion": {"kind": "fixed", "ratio": 0.5},
+    "schema": {"type": "object", "properties": {"ratio": {"type": "number", "maximum": 1}}},
+}
+
+
+@router.get("/algorithms", summary="Every algorithm", responses=answered({"algorithms": [_LUFFY]}))
 async def algorithms() -> Algorithms:
     """What a batch can teach. `curl -s $DASHBOARD/v1/algorithms`."""
     return Algorithms(algorithms=[_algorithm(a) for a in ALGORITHMS])
 
 
-@router.get("/hint-policies", summary="Every hint policy", responses=_PROBLEMS)
+@router.get("/hint-policies", summary="Every hint policy", responses=answered({"hint_policies": [_FIXED]}))
 async def hint_policies() -> HintPolicies:
     """What the policy can be shown of demonstrations. `curl -s $DASHBOARD/v1/hint-policies`."""
     return HintPolicies(hint_policies=[_hint_policy(h) for h in HINT_POLICIES])

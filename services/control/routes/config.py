@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, Field
 
 from common.config.live import Json, LiveConfig
-from common.config.store import Author, Revision
-from services.control.deps import Controlled
+from common.config.store import Revision
+from services.control.deps import Called, Controlled
 from services.control.documents import read_document
 from services.control.etags import etag_of, expected_revisions
+from services.control.examples import answered
 from services.control.problems import Problem, documented
 from services.control.steering import Decision, Proposal
 
 router = APIRouter(prefix="/v1/config", tags=["configuration"])
-WRITE_PROBLEMS = documented(400, 401, 403, 412, 413, 415, 422, 503)
-READ_PROBLEMS = documented(401, 403, 503)
+WRITE_PROBLEMS = documented(400, 412, 415, 422, 503)
+READ_PROBLEMS = documented(503)
 
 
 class ChangeView(BaseModel):
@@ -58,11 +59,8 @@ def revision_view(revision: Revision) -> RevisionView:
 
 
 async def read_proposal(
-    request: Request,
+    caller: Called,
     reason: Annotated[str, Query(max_length=500, description="why; kept in the history")] = "",
-    author: Annotated[
-        str, Header(alias="X-Tributary-Author", max_length=64, pattern=r"^[ -~]+$", description="who asks")
-    ] = "operator",
     if_match: Annotated[
         str | None, Header(alias="If-Match", description='change only this revision: its ETag, such as "7"')
     ] = None,
@@ -70,10 +68,27 @@ async def read_proposal(
     """Who proposes a change, why, and of which revision."""
     if not reason.isprintable():
         raise Problem(422, "invalid-request", "query.reason: control characters are not possible in a reason")
-    origin = request.client.host if request.client else "unknown"
-    return Proposal(Author(author, origin), reason, expected_revisions(if_match))
+    return Proposal(caller.author, reason, expected_revisions(if_match))
 
 
+_CONFIG = {
+    "algorithm": {"kind": "luffy", "gamma": 0.3},
+    "hints": {"kind": "demonstration"},
+    "optimizer": {"learning_rate": 1e-6},
+    "groups_per_step": 16,
+    "guards": [],
+}
+REVISION: Json = {
+    "revision": 7,
+    "config": _CONFIG,
+    "author": "ada",
+    "origin": "127.0.0.1",
+    "at_s": 1767225600.0,
+    "reason": "more of the expert",
+    "changes": [{"path": "algorithm.gamma", "before": 0.1, "after": 0.3}],
+}
+DECISION: Json = {**REVISION, "changed": True}
+_SCHEMA = {"title": "LiveConfig", "type": "object", "properties": {"publish_every": {"type": "integer", "minimum": 1}}}
 Document = Annotated[Json, Depends(read_document)]
 Proposed = Annotated[Proposal, Depends(read_proposal)]
 
@@ -90,7 +105,7 @@ def body_of(schema: str, example: Json, *media_types: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": dict.fromkeys(media_types or ("application/json",), content)}}
 
 
-@router.get("", summary="The live configuration that is asked for", responses=READ_PROBLEMS)
+@router.get("", summary="The live configuration that is asked for", responses=answered(REVISION) | READ_PROBLEMS)
 async def read(control: Controlled, response: Response) -> RevisionView:
     """The current revision. Its number is in the ETag; `GET /v1/status` says where it is in force already.
 
@@ -103,7 +118,7 @@ async def read(control: Controlled, response: Response) -> RevisionView:
     return revision_view(revision)
 
 
-@router.get("/schema", summary="JSON schema of a live configuration", responses=documented(401, 403))
+@router.get("/schema", summary="JSON schema of a live configuration", responses=answered(_SCHEMA))
 async def schema() -> Json:
     """The JSON schema that forms can be built from. `curl -s $DASHBOARD/v1/config/schema`."""
     return LiveConfig.model_json_schema()
@@ -112,7 +127,7 @@ async def schema() -> Json:
 @router.put(
     "",
     summary="Replace the live configuration",
-    responses=WRITE_PROBLEMS,
+    responses=answered(DECISION) | WRITE_PROBLEMS,
     openapi_extra=body_of("LiveConfig", {"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}),
 )
 async def replace(document: Document, proposal: Proposed, control: Controlled, response: Response) -> DecisionView:
@@ -126,7 +141,7 @@ async def replace(document: Document, proposal: Proposed, control: Controlled, r
 @router.patch(
     "",
     summary="Change the live configuration",
-    responses=WRITE_PROBLEMS,
+    responses=answered(DECISION) | WRITE_PROBLEMS,
     openapi_extra=body_of(
         "ConfigPatch", {"algorithm": {"gamma": 0.3}}, "application/merge-patch+json", "application/json"
     ),

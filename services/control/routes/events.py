@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from common.config.live import Json
 from common.events import Event, EventKind, EventLog
 from services.control.deps import Controlled
+from services.control.examples import answered
 from services.control.feed import FeedResponse, feed
 from services.control.places import Place, is_start, order
 from services.control.problems import Problem, documented
@@ -50,7 +51,27 @@ class Series(BaseModel):
     previous: str | None = None
 
 
-@router.get("/series", summary="Events as rows", responses=documented(401, 403, 422, 503))
+_ROWS = {
+    "events": [
+        {
+            "id": "1767225600000-0",
+            "kind": "evaluation",
+            "at_s": 1767225600.0,
+            "data": {"dataset": "hard", "version": 110, "step": 110, "accuracy": 0.46},
+        }
+    ],
+    "next": "1767225600000-0",
+    "more": False,
+    "previous": None,
+}
+_LINES = """id: 1767225600000-0
+event: notice
+data: {"id": "1767225600000-0", "kind": "notice", "at_s": 1767225600.0, "data": {"text": "the run has ended"}}
+
+"""
+
+
+@router.get("/series", summary="Events as rows", responses=answered(_ROWS) | documented(422, 503))
 async def series(
     control: Controlled,
     kind: Kinds = None,
@@ -135,9 +156,9 @@ async def _seat(control: Controlled) -> AsyncIterator[None]:
     responses={
         200: {
             "description": "Server-sent events: `id`, `event` (its kind), `data` ({id, kind, at_s, data} as JSON)",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _LINES}},
         },
-        **documented(401, 403, 422, 503),
+        **documented(422, 503),
     },
 )
 async def events(

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from services.control.deps import Controlled
+from services.control.examples import answered
 from services.control.places import EntryId, is_start
 from services.control.problems import documented
 
@@ -33,7 +34,22 @@ class Quarantine(BaseModel):
     messages: list[QuarantinedMessage]
 
 
-@router.get("/quarantine", summary="Messages that could not be used", responses=documented(401, 403, 422, 503))
+_MESSAGE = {
+    "id": "1767225600000-0",
+    "at_s": 1767225600.0,
+    "stream": "groups",
+    "reason": "the message is cut short",
+    "by": "learner",
+    "group_id": "",
+    "bytes": 812,
+}
+
+
+@router.get(
+    "/quarantine",
+    summary="Messages that could not be used",
+    responses=answered({"total": 1, "messages": [_MESSAGE]}) | documented(422, 503),
+)
 async def quarantine(
     control: Controlled,
     limit: Annotated[int, Query(ge=1, le=1000, description="most messages in the answer")] = 100,

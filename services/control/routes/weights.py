@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from common.weights import PublicationKind
 from services.control.deps import Controlled
+from services.control.examples import answered
 from services.control.problems import documented
 
 router = APIRouter(prefix="/v1", tags=["state"])
@@ -33,7 +34,23 @@ class Weights(BaseModel):
     versions: list[WeightVersion]
 
 
-@router.get("/weights", summary="Announced weight versions", responses=documented(401, 403, 422, 503))
+_VERSION = {
+    "version": 118,
+    "step": 118,
+    "revision": 7,
+    "kind": "anchor",
+    "base": 0,
+    "location": "/runs/demo/weights/v118",
+    "bytes": 40960,
+    "at_s": 1767225600.0,
+}
+
+
+@router.get(
+    "/weights",
+    summary="Announced weight versions",
+    responses=answered({"versions": [_VERSION]}) | documented(422, 503),
+)
 async def weights(control: Controlled, limit: Annotated[int, Query(ge=1, le=200)] = 20) -> Weights:
     """The versions that were announced last, newest first. `curl -s $DASHBOARD/v1/weights`."""
     manifests = await control.weights.recent(limit)
