@@ -1,7 +1,8 @@
 """Additions: demonstrations that operators add to prompts while the run goes on.
 
 The control plane appends them; the curriculum makes each ready (tokens, limits, grade), says what became of it, and
-uses it from the prompt's next request on. The stream is kept whole, so a curriculum that starts again knows them all.
+uses it from the prompt's next request on. The stream is kept whole, so a curriculum that starts again knows them all;
+MOST_BYTES bound it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,22 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from common.errors import TributaryError
 from common.keys import Keys
 
 LONGEST_TEXT = 200_000
+MOST_BYTES = 256 << 20
+
+# One entry more, within so many bytes of text. KEYS: stream, its size. ARGV: prompt, text, who, when, limit.
+_ADD = """
+if tonumber(redis.call('GET', KEYS[2]) or 0) + #ARGV[2] > tonumber(ARGV[5]) then return false end
+redis.call('INCRBY', KEYS[2], #ARGV[2])
+return redis.call('XADD', KEYS[1], '*', 'prompt_id', ARGV[1], 'text', ARGV[2], 'by', ARGV[3], 'at', ARGV[4])
+"""
+
+
+class TooManyAdditions(TributaryError):
+    """What was added to a run has the size that is kept of it at most."""
 
 
 class AdditionState(StrEnum):
@@ -55,11 +69,17 @@ class Additions:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
         self._keys = keys
+        self._add = self._redis.register_script(_ADD)
 
-    async def add(self, prompt_id: str, text: str, by: str, *, at_s: float) -> str:
-        """Add a demonstration; its id."""
-        fields: Any = {"prompt_id": prompt_id, "text": text, "by": by, "at": repr(at_s)}
-        addition_id: bytes = await self._redis.xadd(self._keys.additions, fields)
+    async def add(self, prompt_id: str, text: str, by: str, *, at_s: float, limit_bytes: int = MOST_BYTES) -> str:
+        """Add a demonstration; its id. TooManyAdditions if all texts together would have more than `limit_bytes`."""
+        keys = [self._keys.additions, self._keys.additions_bytes]
+        addition_id: bytes | None = await self._add(keys=keys, args=[prompt_id, text, by, repr(at_s), limit_bytes])
+        if addition_id is None:
+            raise TooManyAdditions(
+                f"the demonstrations that were added to this run have {limit_bytes >> 20} MiB, the most that Redis "
+                "keeps: put further ones into the data set"
+            )
         return addition_id.decode()
 
     async def after(self, addition_id: str = "0", count: int = 100) -> list[Addition]:

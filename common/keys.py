@@ -134,6 +134,11 @@ class Keys:
         return self._key("additions")
 
     @property
+    def additions_bytes(self) -> str:
+        """String: the size of that stream's texts."""
+        return self._key("additions:bytes")
+
+    @property
     def verdicts(self) -> str:
         """Hash: addition id → what became of it."""
         return self._key("additions:verdicts")

@@ -32,7 +32,7 @@ from services.control.routes import (
 )
 from services.control.tokens import Tokens
 
-_ROOMS = (
+ROOMS = (
     config,
     revisions,
     dry_run,
@@ -63,7 +63,7 @@ def create_app(control: Control, tokens: Tokens | None) -> ASGIApp:
     )
     api.state.control = control
     problems.install(api)
-    for room in _ROOMS:
+    for room in ROOMS:
         api.include_router(room.router)
     api.mount("/static", pages.DashboardFiles(directory=pages.DIRECTORY), name="static")
     describe(api)

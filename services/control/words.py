@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 
 from common.settings import ModelSettings
@@ -84,7 +85,8 @@ def _read(path: str) -> Spelling:
     try:
         if Path(path).is_absolute():
             return Spelling(Tokenizer.from_file(str(file)))
-        return Spelling(Tokenizer.from_pretrained(path))
+        # Only what this machine has: nobody who wants to read a group should wait for a hub.
+        return Spelling(Tokenizer.from_file(hf_hub_download(path, file.name, local_files_only=True)))
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exceptions, and what is shown must not end us
         reason = str(error).partition("\n")[0][:200]
         return Spelling(None, f"the tokenizer of {path} cannot be read ({reason}): tokens are shown by their ids")

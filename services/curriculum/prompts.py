@@ -16,13 +16,15 @@ from services.curriculum.tokens import TokenisedText, Tokeniser
 
 KEPT_READY = 2048
 SHOWN_CHARACTERS = 2000
+SHOWN_IN_ALL = 32 << 20
+"""Characters of all prompts of a data set together: their texts lie in Redis, and only people read them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """One problem with its prompt in tokens. number: its row. Demonstrations stay text until they are asked for.
 
-    text: the prompt as the data set has it, for display.
+    text: the prompt as the data set has it, for display; cut if it is long, or if the data set is very large.
     """
 
     prompt_id: str
@@ -227,8 +229,9 @@ def load_prompts(
     table = Table(source, recorded=recorded)
     rows = table.rows()
     prompts: list[Prompt] = []
+    shown = min(SHOWN_CHARACTERS, SHOWN_IN_ALL // max(1, len(rows)))
     for row in rows:
-        prompts.append(_prompt(name, row, source, tokeniser))
+        prompts.append(_prompt(name, row, source, tokeniser, shown))
         if progress is not None and len(prompts) % 1000 == 0:
             progress(len(prompts), len(rows))
     return PromptSet(name, prompts, tokeniser, table if recorded else None)
@@ -238,7 +241,7 @@ def _name(prompt: Prompt, number: int) -> str:
     return f"{prompt.prompt_id}#{number}"
 
 
-def _prompt(name: str, row: Row, source: DatasetSettings, tokeniser: Tokeniser) -> Prompt:
+def _prompt(name: str, row: Row, source: DatasetSettings, tokeniser: Tokeniser, shown: int) -> Prompt:
     tokens = tokeniser.prompt(row.prompt)
     if len(tokens) >= tokeniser.context:
         raise SettingsError(
@@ -247,10 +250,11 @@ def _prompt(name: str, row: Row, source: DatasetSettings, tokeniser: Tokeniser) 
         )
     if len(tokens) == 0:
         raise SettingsError(f"the prompt in row {row.number + 1} of {source.path} has no tokens: remove the row")
-    return Prompt(f"{name}:{row.number}", row.number, tokens, row.answer, row.demonstrations, shown_text(row.prompt))
+    text = shown_text(row.prompt, shown)
+    return Prompt(f"{name}:{row.number}", row.number, tokens, row.answer, row.demonstrations, text)
 
 
-def shown_text(prompt: str | tuple[Message, ...]) -> str:
-    """A prompt as people read it, cut if it is long."""
+def shown_text(prompt: str | tuple[Message, ...], longest: int) -> str:
+    """A prompt as people read it, cut after `longest` characters."""
     text = prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-    return text[:SHOWN_CHARACTERS]
+    return text[:longest]

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from common.errors import SettingsError
 from services.control.doors import CALLER, Doors
 from services.control.rates import MOST_BUCKETS, Call, Rates
-from services.control.tokens import OPERATOR, REREAD_S, Role, Tokens, parse_tokens
+from services.control.tokens import OPERATOR, REREAD_S, Role, Tokens, parse_tokens, read_tokens_file
 
 ADA, EVE = "a" * 16, "e" * 40
 FILE = Path("tokens")
@@ -72,6 +72,17 @@ def test_a_wrong_line_is_refused_with_its_number_and_never_with_its_token(text: 
     assert sentence in str(caught.value)
     assert "short" not in str(caught.value)
     assert ADA not in str(caught.value)
+
+
+def test_a_secret_that_root_mounted_for_our_group_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "tokens", f"ada operate {ADA}\n", 0o440)
+    if file.stat().st_uid != 0:
+        pytest.skip("only root makes files of root")
+    monkeypatch.setattr("os.geteuid", lambda: 10001)
+    assert read_tokens_file(file)
+    file.chmod(0o460)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        read_tokens_file(file)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o755])

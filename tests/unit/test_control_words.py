@@ -89,3 +89,9 @@ async def test_a_damaged_tokenizer_is_a_notice_and_no_error(tmp_path: Path, cont
     spelling = await Words(ModelSettings(path=str(tmp_path))).spelling()
     assert spelling.tokenizer is None
     assert str(tmp_path) in spelling.notice
+
+
+async def test_a_hub_name_that_is_not_on_this_machine_is_not_waited_for() -> None:
+    spelling = await Words(ModelSettings(path="nobody/has-this-one")).spelling()
+    assert spelling.tokenizer is None
+    assert "nobody/has-this-one cannot be read" in spelling.notice

@@ -140,10 +140,15 @@ def test_a_look_says_why_a_text_cannot_be_used_and_sets_nothing_aside(
 
 def test_a_prompt_is_shown_as_the_data_set_has_it_and_cut_if_it_is_long(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1"}]
-    assert shown_text("1+1=") == "1+1="
-    assert shown_text(tuple(chat)) == "system: be brief\nuser: 1+1"
-    assert len(shown_text("x" * 3000)) == 2000
+    assert shown_text("1+1=", 2000) == "1+1="
+    assert shown_text(tuple(chat), 2000) == "system: be brief\nuser: 1+1"
+    assert len(shown_text("x" * 3000, 2000)) == 2000
     assert [p.text for p in load(tmp_path, demonstrations("a")).prompts] == ["1+1="]
+
+
+def test_of_the_prompts_of_a_very_large_data_set_less_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.curriculum.prompts.SHOWN_IN_ALL", 9)
+    assert [p.text for p in load(tmp_path, demonstrations("a", "b", "c")).prompts] == ["1+1"] * 3
 
 
 # "ab" is ids 17, 18 under the tiny tokenizer, and the end token.
