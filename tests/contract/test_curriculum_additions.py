@@ -17,10 +17,9 @@ from redis.asyncio import Redis
 from redis_process import RedisProcess
 from tiny_tokenizer import EOS
 
-from common.additions import Additions, AdditionState, AdditionVerdict, TooManyAdditions
+from common.additions import Additions, AdditionState, AdditionVerdict
 from common.events import EventKind
 from common.expert_scores import ExpertScores, Score
-from common.keys import Keys
 from common.streams import Entry
 from common.trajectory import GroupPlan, Purpose, Request
 from common.wire import decode_score_task
@@ -331,18 +330,6 @@ async def test_an_addition_that_no_one_wrote_well_does_not_end_the_curriculum(be
         added = await bench.add("train:1", "b;#2")
         [(_, request)] = await bench.grade_asked()
         assert request.request_id == f"grade:{added}"
-
-
-async def test_additions_are_bounded_in_bytes(client: Callable[[], Redis]) -> None:
-    additions = Additions(client(), Keys("test"))
-    for text in ("é" * 5, "b" * 10):
-        await additions.add("train:1", text, "alice", at_s=1.0, limit_bytes=20)
-    with pytest.raises(TooManyAdditions, match="put further ones into the data set"):
-        await additions.add("train:1", "c", "alice", at_s=1.0, limit_bytes=20)
-    assert [a.text for a in await additions.after()] == ["é" * 5, "b" * 10]
-    await additions.add("train:1", "c", "alice", at_s=2.5)
-    [newest] = await additions.newest(1)
-    assert (newest.prompt_id, newest.text, newest.by, newest.at_s) == ("train:1", "c", "alice", 2.5)
 
 
 async def test_a_generator_grades_additions_and_one_that_is_killed_is_stood_in_for(

@@ -204,7 +204,7 @@ def test_every_role_is_scraped_by_a_job_of_its_name() -> None:
 
 def test_the_runbook_calls_routes_and_commands_that_exist() -> None:
     text = RUNBOOK.read_text()
-        routes = {route.path for room in ROOMS for route in room.router.routes}
+    routes = {route.path for room in ROOMS for route in room.router.routes}
     called = {path.rstrip("/") for path in re.findall(r"(?<![\w.])(/v1/[\w/-]+)", text)}
     assert called
     assert called <= routes, "routes that are not there"
