@@ -2,7 +2,7 @@
 
 The control plane appends them; the curriculum makes each ready (tokens, limits, grade), says what became of it, and
 uses it from the prompt's next request on. The stream is kept whole, so a curriculum that starts again knows them all;
-MOST_BYTES bound it.
+MOST_BYTES bounds it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,13 @@ def _addition(entry_id: bytes, fields: dict[bytes, bytes]) -> Addition:
 
 
 def _verdict(text: bytes | None) -> AdditionVerdict:
+    """A verdict; waiting if there is none, or none that can be read: then it is judged again."""
     if text is None:
         return _WAITING
-    told = json.loads(text)
-    return AdditionVerdict(AdditionState(told["state"]), str(told["reason"]), told["reward"])
+    try:
+        told = json.loads(text)
+        state, reason, reward = AdditionState(told["state"]), str(told["reason"]), told["reward"]
+        reason.encode()  # half of a surrogate pair can be read, but not written
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return _WAITING
+    return AdditionVerdict(state, reason, reward if isinstance(reward, float | int) else None)

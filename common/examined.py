@@ -6,10 +6,11 @@ For display only: the stream keeps the newest ones within a number of bytes and 
 from __future__ import annotations
 
 import asyncio
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
@@ -18,8 +19,9 @@ from redis.asyncio import Redis
 
 from common.errors import WireError
 from common.keys import Keys
-from common.trajectory import Logprobs, Sources, Tokens
+from common.trajectory import Logprobs, Source, Sources, Tokens
 
+_Value = TypeVar("_Value", str, int, float)
 _msgpack: Any = msgpack  # Any: msgpack is not annotated
 _SCHEMA = 1
 KEPT_BYTES = 64 << 20
@@ -163,29 +165,48 @@ def decode_examined(payload: bytes) -> ExaminedGroup:
         fields: Any = _msgpack.unpackb(packed)
         if fields["v"] > _SCHEMA:
             raise WireError("the examined group was written by a newer version of this project")
-        (group_id, prompt_id, generator), (step, revision, version, at_s) = fields["ids"], fields["at"]
+        group_id, prompt_id, generator = (_typed(name, str) for name in fields["ids"])
+        *numbers, at_s = fields["at"]
+        step, revision, version = (_typed(number, int) for number in numbers)
         trajectories = tuple(_trajectory(*values) for values in fields["trajectories"])
+        algorithm = _typed(fields["algorithm"], str)
+        if not math.isfinite(_typed(at_s, float)):
+            raise ValueError("its time is none")
         return ExaminedGroup(
-            group_id, prompt_id, generator, step, revision, version, fields["algorithm"], at_s, trajectories
+            group_id, prompt_id, generator, step, revision, version, algorithm, _typed(at_s, float), trajectories
         )
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
         raise WireError(f"not an examined group: {type(error).__name__}: {error}") from error
 
 
 def _trajectory(*values: Any) -> ExaminedTrajectory:
-    tokens, sources, versions, behaviour, expert, policy, ratios, advantage, reward, parts = values
+    *columns, advantage, reward, parts = values
+    types = ("<i4", "<u1", "<i4", "<f4", "<f4", "<f4", "<f4")
+    arrays = [np.frombuffer(column, dtype) for column, dtype in zip(columns, types, strict=True)]
+    tokens, sources, versions, behaviour, expert, policy, ratios = arrays
+    if len({len(array) for array in arrays}) > 1 or np.any(sources > max(Source)):
+        raise ValueError("columns of different lengths, or a source that is none")
     return ExaminedTrajectory(
-        tokens=np.frombuffer(tokens, "<i4"),
-        sources=np.frombuffer(sources, "<u1"),
-        versions=np.frombuffer(versions, "<i4"),
-        behaviour_logprobs=np.frombuffer(behaviour, "<f4"),
-        expert_logprobs=np.frombuffer(expert, "<f4"),
-        policy_logprobs=np.frombuffer(policy, "<f4"),
-        ratios=np.frombuffer(ratios, "<f4"),
-        advantage=advantage,
-        reward=reward,
-        reward_parts=parts,
+        tokens=tokens,
+        sources=sources,
+        versions=versions,
+        behaviour_logprobs=behaviour,
+        expert_logprobs=expert,
+        policy_logprobs=policy,
+        ratios=ratios,
+        advantage=None if advantage is None else _typed(advantage, float),
+        reward=_typed(reward, float),
+        reward_parts={_typed(name, str): _typed(value, float) for name, value in parts.items()},
     )
+
+
+def _typed(value: Any, kind: type[_Value]) -> _Value:
+    """The value, which is of this kind; whole numbers are floats too."""
+    if kind is float and isinstance(value, int):
+        value = float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return value
 
 
 def _bytes(array: NDArray[Any], dtype: str) -> bytes:

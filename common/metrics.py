@@ -28,6 +28,7 @@ class ProcessMetrics:
         for stream in _QUARANTINED:
             self.quarantined.labels(stream)
         self.redis_failures = Counter("tributary_redis_failures_total", "Failed calls to Redis", registry=registry)
+        self.lost_events = Counter("tributary_events_lost_total", "Events that found no room", registry=registry)
 
 
 class CurriculumMetrics:

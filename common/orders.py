@@ -10,18 +10,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 
 from common.keys import Keys
 
+_LATEST_S = 1e12
 _PAUSE, _CHECKPOINT, _DRAIN = "pause", "checkpoint", "drain:"
 
 _COUNT_UP = """
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 local number = 1
-if before then number = cjson.decode(before).number + 1 end
+if before then
+  local read, order = pcall(cjson.decode, before)
+  if read and type(order) == 'table' and tonumber(order.number) then number = order.number + 1 end
+end
 redis.call('HSET', KEYS[1], ARGV[1], cjson.encode({number = number, by = ARGV[2], at_s = tonumber(ARGV[3])}))
 return number
 """
@@ -100,14 +104,27 @@ class Orders:
 
 
 def standing_of(fields: Mapping[bytes, bytes]) -> Standing:
-    """The orders that stand, from the hash that holds them."""
-    orders = {name.decode(): json.loads(text) for name, text in fields.items()}
+    """The orders that stand, from the hash that holds them. One that cannot be read stands all the same, of nobody."""
+    orders = {name.decode("utf-8", "replace"): _record(text) for name, text in fields.items()}
+    count = orders.get(_CHECKPOINT, {}).get("number")
     return Standing(
         pause=_order(orders[_PAUSE]) if _PAUSE in orders else None,
-        checkpoints=int(orders.get(_CHECKPOINT, {}).get("number", 0)),
+        checkpoints=count if isinstance(count, int) else 0,
         drained={k.removeprefix(_DRAIN): _order(o) for k, o in orders.items() if k.startswith(_DRAIN)},
     )
 
 
-def _order(fields: Mapping[str, Any]) -> Order:
-    return Order(str(fields["by"]), float(fields["at_s"]))
+def _record(text: bytes) -> Mapping[str, Any]:
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return cast(Mapping[str, Any], told) if isinstance(told, dict) else {}
+
+
+def _order(told: Mapping[str, Any]) -> Order:
+    by, at_s = told.get("by"), told.get("at_s")
+    known = isinstance(at_s, float | int) and 0 <= at_s < _LATEST_S
+    # Half of a surrogate pair can be read, but not written.
+    name = by.encode("utf-8", "replace").decode() if isinstance(by, str) else ""
+    return Order(name, float(at_s) if known else 0.0)

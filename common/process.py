@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from common import connection, logs
 from common.config.store import ConfigStore
@@ -103,9 +103,16 @@ class Process:
         await self.tell(EventKind.IN_FORCE, data)
 
     async def tell(self, kind: EventKind, data: dict[str, Any]) -> None:
-        """Add an event to the log that operators see."""
+        """Add an event to the log that operators see. A Redis that has no room for one goes without it, counted."""
         at_s = time.time()
-        await self.patiently("append an event", lambda: self.events.append(kind, data, at_s=at_s))
+        await self.patiently("append an event", lambda: self._append(kind, data, at_s))
+
+    async def _append(self, kind: EventKind, data: dict[str, Any], at_s: float) -> None:
+        try:
+            await self.events.append(kind, data, at_s=at_s)
+        except OutOfMemoryError as error:  # what frees the memory must not wait for what only tells of it
+            self.metrics.lost_events.inc()
+            log.warning("an event is lost", extra={"kind": kind.value, "error": str(error)})
 
     async def quarantine(
         self, stream: Stream, entry: Entry, reason: str, *, group_id: str = "", outcome: bytes = b""

@@ -102,7 +102,7 @@ class Trials:
     async def finding(self, trial_id: str) -> Json | None:
         """What a trial found; None while it waits, and once its answer has expired."""
         text = await self._redis.get(self._keys.trial(trial_id))
-        return None if text is None else cast(Json, json.loads(text))
+        return None if text is None else _answer(text)
 
     async def is_waiting(self, trial_id: str) -> bool:
         """Whether a trial still waits for the learner."""
@@ -113,11 +113,20 @@ class Trials:
         await self._redis.lrem(self._keys.trials, 0, trial.encode())
 
 
+def _answer(text: bytes) -> Json:
+    """The learner's answer; an empty one if it cannot be read."""
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return cast(Json, answer) if isinstance(answer, dict) else {}
+
+
 def _trial(text: bytes) -> Trial | None:
     try:
         fields = json.loads(text)
         candidates: Sequence[Json] = fields["candidates"]
         tried = tuple(Candidate(str(c["label"]), parse_live(c["config"])) for c in candidates)
         return Trial(str(fields["id"]), tried, float(fields["asked_s"]))
-    except (ConfigRejected, ValueError, KeyError, TypeError):
+    except (ConfigRejected, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -60,8 +60,12 @@ def decode_manifest(payload: bytes) -> Manifest:
             )
         files = {name: (int(size), str(digest)) for name, (size, digest) in fields.pop("files").items()}
         kind = PublicationKind(fields.pop("kind"))
+        if any(not isinstance(fields[name], int) for name in ("version", "step", "revision", "base", "bytes")):
+            raise TypeError("its numbers are none")
+        if not isinstance(fields["location"], str) or not isinstance(fields["at_s"], float | int):
+            raise TypeError("its location or its time is none")
         return Manifest(files=files, kind=kind, **fields)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise WeightsError(f"not a weight manifest: {type(error).__name__}: {error}") from error
 
 

@@ -7,6 +7,7 @@ renumbered and never skipped; a rollback is a new revision with an old configura
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from common.config.live import Json, LiveConfig, dump_live, parse_live
 from common.errors import LostRace
 from common.keys import Keys
 
+_LATEST_S = 1e12
 _COMPARE_AND_SET = """
 local current = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0')
 if current ~= tonumber(ARGV[1]) then return {0, current} end
@@ -116,11 +118,12 @@ class ConfigStore:
         await self._redis.hsetnx(self._keys.in_force, f"{number}:{process}", value)
 
     async def in_force(self) -> dict[int, dict[str, Json]]:
-        """When each revision came into force: revision → process → {step, at_s}."""
+        """When each revision came into force: revision → process → {step, at_s}. What cannot be read is passed over."""
         marks: dict[int, dict[str, Json]] = {}
         for key, value in (await self._redis.hgetall(self._keys.in_force)).items():
-            number, _, process = key.decode().partition(":")
-            marks.setdefault(int(number), {})[process] = json.loads(value)
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                number, _, process = key.decode().partition(":")
+                marks.setdefault(int(number), {})[process] = _mark(json.loads(value))
         return marks
 
 
@@ -133,6 +136,14 @@ def difference(before: Any, after: Any, path: str = "") -> list[Change]:
     for key in sorted(old.keys() | new.keys()):
         changes += difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     return changes
+
+
+def _mark(told: Json) -> Json:
+    """A note of mark_in_force; an error if it is none."""
+    step, at_s = told["step"], told["at_s"]
+    if not isinstance(step, int | None) or not isinstance(at_s, float | int) or not 0 <= at_s < _LATEST_S:
+        raise ValueError("neither a step nor a time")
+    return {"step": step, "at_s": at_s}
 
 
 def _revision(record: Json) -> Revision:

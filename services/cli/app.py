@@ -16,6 +16,7 @@ from common.errors import ConfigRejected, SettingsError, TributaryError
 from services.cli.client import Refused
 from services.cli.commands import cataloguing, exporting, inspecting, observing, ordering, steering, teaching
 from services.cli.exit_codes import FAILED, INTERRUPTED, UNUSABLE
+from services.cli.legible import legible
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises about a command line; it keeps the class itself to itself."""
@@ -87,6 +88,8 @@ def main() -> None:
         _complain(str(error), code, error, wants_json=wants_json)
     except _USAGE_ERROR as error:
         _complain(error.format_message(), UNUSABLE, error, wants_json=wants_json)  # pyright: ignore
+    except UnicodeEncodeError as error:
+        _complain(_unwritable(error), UNUSABLE, error, wants_json=wants_json)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
@@ -94,11 +97,18 @@ def main() -> None:
 def _complain(sentence: str, code: int, error: Exception, *, wants_json: bool) -> NoReturn:
     """Say on standard error what went wrong, as a sentence or as problem details (RFC 9457), and exit."""
     if not wants_json:
-        print(f"tributary: {sentence}", file=sys.stderr)
+        print(f"tributary: {legible(sentence)}", file=sys.stderr)
     else:
         told = error.problem if isinstance(error, Refused) else {"title": type(error).__name__}
         print(json.dumps({**told, "detail": sentence, "exit_code": code}), file=sys.stderr)
     raise SystemExit(code) from None
+
+
+def _unwritable(error: UnicodeEncodeError) -> str:
+    """Why something could not be written: it was no text when it came in, or the terminal takes less than all text."""
+    if error.encoding == "utf-8":
+        return "what stands on the command line or comes from standard input is not UTF-8 text: write it in UTF-8"
+    return f"standard output takes {error.encoding} only: set PYTHONUTF8=1"
 
 
 def _is_unusable_input(error: Exception) -> bool:

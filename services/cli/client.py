@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-from common.errors import TributaryError
+from common.errors import SettingsError, TributaryError
 from common.events import Event, EventKind
 
 Json = dict[str, Any]
@@ -49,7 +49,10 @@ class ControlClient:
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None, *, limit_s: float = TIMEOUT_S) -> None:
         self.url = url
         self._limit_s = limit_s
-        self._http = httpx.Client(base_url=url, headers=_headers(), transport=transport)
+        try:
+            self._http = httpx.Client(base_url=url, headers=_headers(), transport=transport)
+        except httpx.InvalidURL as error:
+            raise _no_address(url, error) from error
 
     def status(self) -> Json:
         """Asked and in force, processes, rates, backlog."""
@@ -152,10 +155,12 @@ class ControlClient:
                 f"the control plane at {self.url} cannot be reached ({error}): is the run up, and the address right?"
             ) from error
         except httpx.InvalidURL as error:
-            raise ControlUnreachable(
-                f"{self.url!r} is not an address ({error}): it looks like http://host:port"
-            ) from error
+            raise _no_address(self.url, error) from error
         return _document(response, self.url)
+
+
+def _no_address(url: str, error: httpx.InvalidURL) -> ControlUnreachable:
+    return ControlUnreachable(f"{url!r} is not an address ({error}): it looks like http://host:port")
 
 
 def _document(response: httpx.Response, url: str) -> Json:
@@ -190,9 +195,13 @@ def _quoted(name: str) -> str:
     return quote(name, safe="")
 
 
-def _headers() -> dict[str, str]:
+def _headers() -> httpx.Headers:
     token = os.environ.get(TOKEN_VARIABLE)
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    if not token:
+        return httpx.Headers()
+    if not token.isprintable():  # no header can hold it, and the error that says so would show it
+        raise SettingsError(f"${TOKEN_VARIABLE} holds a line end or another character that no token has: set it anew")
+    return httpx.Headers({"Authorization": f"Bearer {token}"}, encoding="utf-8")
 
 
 async def follow(where: Callable[[], str], transport: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Event]:

@@ -33,7 +33,7 @@ def findings_table(answer: Json) -> Table:
     columns = [(label, finding) for label, finding in columns if finding is not None]
     table = Table(f"step {answer['step']}")
     for label, finding in columns:
-        table.add_column(Text(f"{legible(label)}\n{finding['algorithm']}"), justify="right", overflow="fold")
+        table.add_column(Text(legible(f"{label}\n{finding['algorithm']}")), justify="right", overflow="fold")
     figures = [dict(figures_of(finding)) for _, finding in columns]
     for name in _ordered(figures):
         shown = [_shown(found.get(name)) for found in figures]

@@ -8,6 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.legible import legible
 from services.cli.progress import Accuracy, Progress, describe_rehearsal, describe_schedule, percent
 
 _DASH = "–"
@@ -29,7 +30,9 @@ def panel(progress: Progress, now_s: float) -> RenderableType:
         parts.insert(0, bar)
     if progress.processes:
         parts.append(_processes(progress))
-    return Panel(Group(*parts), title=f"[bold]{progress.run}[/]", subtitle=progress.dashboard, title_align="left")
+    return Panel(
+        Group(*parts), title=Text(progress.run, style="bold"), subtitle=Text(progress.dashboard), title_align="left"
+    )
 
 
 def _rows(progress: Progress, now_s: float) -> list[tuple[Text, Text, Text, Text]]:
@@ -59,7 +62,7 @@ def _rows(progress: Progress, now_s: float) -> list[tuple[Text, Text, Text, Text
         cells.append(("quarantined", str(progress.quarantined)))
     if len(cells) % 2:
         cells.append(("", ""))
-    pairs = [(Text(label, style="dim"), Text(value, style="bold")) for label, value in cells]
+    pairs = [(Text(legible(label), style="dim"), Text(legible(value), style="bold")) for label, value in cells]
     return [(*left, *right) for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
 
 
@@ -86,7 +89,7 @@ def _processes(progress: Progress) -> Text:
         told = state if not well else "drained" if name in progress.drained else ""
         colour = "red" if not well else "yellow" if told else "green"
         text.append("● ", style=colour)
-        text.append(f"{name} ({told})" if told else name, style=colour if told else "")
+        text.append(legible(f"{name} ({told})" if told else name), style=colour if told else "")
         text.append("   ")
     return text
 

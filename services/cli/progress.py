@@ -87,6 +87,12 @@ class Progress:
 
     def absorb(self, event: Event) -> str:
         """Take an event in. The answer is a sentence if it is worth one, else ""."""
+        try:
+            return self._take(event)
+        except (AttributeError, KeyError, TypeError, ValueError):  # the log is for display: none of it ends a run
+            return f"a {event.kind.value} event that cannot be read"
+
+    def _take(self, event: Event) -> str:
         data = event.data
         match event.kind:
             case EventKind.STEP:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from common.config.live import Json
 from services.control.problems import Problem
 
 DEEPEST = 32
+_MOST_DIGITS = 18
 _Model = TypeVar("_Model", bound=BaseModel)
 JSON_TYPES = ("application/json", "application/merge-patch+json")
 
@@ -55,14 +57,28 @@ def conforming(model: type[_Model], document: Json) -> _Model:
 
 
 def read_record(text: bytes | None) -> Json:
-    """A JSON object that one of our processes wrote; empty if there is none. What is not finite is read as null."""
+    """A JSON object that one of our processes wrote; empty if there is none. What is not finite is read as null.
+
+    Numbers beyond those of the machine are not finite, and what cannot be written as JSON again is no object.
+    """
     if not text:
         return {}
     try:
-        record = json.loads(text, parse_constant=lambda _: None)
-    except ValueError:
+        record = json.loads(text, parse_constant=lambda _: None, parse_int=_whole, parse_float=_finite)
+        if b"\\u" in text:  # half of a surrogate pair can be read, but not written
+            json.dumps(record, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _whole(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _MOST_DIGITS else None
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 def _is_deep(document: Json) -> bool:

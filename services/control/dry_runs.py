@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -68,16 +68,13 @@ class DryRuns:
     async def find(self, trial_id: str, now_s: float) -> DryRun | None:
         """A dry run, answered or not; None if there is none of this id, or if it has expired."""
         text = await self._redis.get(self._asked_key(trial_id))
-        if text is None:
+        asked = None if text is None else _asked(trial_id, text)
+        if asked is None:
             return None
-        told = json.loads(text)
         answer = await self._trials.finding(trial_id)
-        if answer is None and now_s - told["asked_s"] > KEPT_S:
+        if answer is None and now_s - asked.asked_s > KEPT_S:
             return None
-        tried = tuple(
-            Tried(t["label"], t["config"], tuple(Change(**c) for c in t["changes"])) for t in told["candidates"]
-        )
-        return DryRun(trial_id, told["asked_s"], tried, answer)
+        return replace(asked, answer=answer)
 
     async def answer(self, trial_id: str) -> Json | None:
         """The learner's answer, once there is one."""
@@ -93,6 +90,18 @@ class DryRuns:
 
     def _asked_key(self, trial_id: str) -> str:
         return self._keys.trial(f"{trial_id}:asked")
+
+
+def _asked(trial_id: str, text: bytes) -> DryRun | None:
+    """What was asked; None if it cannot be read."""
+    try:
+        told = json.loads(text)
+        tried = tuple(
+            Tried(str(t["label"]), t["config"], tuple(Change(**c) for c in t["changes"])) for t in told["candidates"]
+        )
+        return DryRun(trial_id, float(told["asked_s"]), tried)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def _tried(label: str, base: Json, config: Json) -> Tried:

@@ -117,8 +117,8 @@ WAITING = {
 
 def view_of(asked: DryRun, answer: Mapping[str, Any] | None, notice: str = "") -> DryRunView:
     """A dry run with the learner's answer, if there is one."""
-    told: Mapping[str, Any] = answer or {}
-    found: list[Mapping[str, Any]] = told.get("candidates") or []
+    told = _Answer() if answer is None else _read(answer)
+    found = told.candidates
     candidates = [
         CandidateView(
             label=tried.label,
@@ -132,13 +132,31 @@ def view_of(asked: DryRun, answer: Mapping[str, Any] | None, notice: str = "") -
         id=asked.trial_id,
         state="waiting" if answer is None else "answered",
         asked_s=asked.asked_s,
-        step=told.get("step"),
-        revision=told.get("revision"),
-        seconds=told.get("seconds"),
-        active=_finding(told.get("active")),
+        step=told.step,
+        revision=told.revision,
+        seconds=told.seconds,
+        active=_finding(told.active),
         candidates=candidates,
         notice=notice,
     )
+
+
+class _Answer(BaseModel):
+    """What the learner answers to a trial (common/trials.py)."""
+
+    step: int | None = None
+    revision: int | None = None
+    seconds: float | None = None
+    active: Any = None
+    candidates: list[Json] = []
+
+
+def _read(answer: Mapping[str, Any]) -> _Answer:
+    """The learner's answer; an empty one if it has not this form."""
+    try:
+        return _Answer.model_validate(answer)
+    except ValidationError:
+        return _Answer()
 
 
 def _outcome(told: Mapping[str, Any]) -> Json:

@@ -160,6 +160,7 @@ def processes_of(heartbeats: dict[bytes, bytes], now_s: float) -> list[ProcessVi
         age_s = max(0.0, now_s - _number(beat.get("at_s")))
         state = str(beat.get("state", "unknown"))
         told = {"name": name.decode("utf-8", "replace"), "role": str(beat.get("role", "unknown")), "state": state}
+        told["trouble"] = str(beat.get("trouble", ""))
         beat |= told | {"alive": age_s <= ALIVE_S and state not in ENDED, "age_s": round(age_s, 1)}
         beat |= {key: int(_number(beat.get(key))) for key in ("revision", "version")}
         views.append(ProcessView.model_validate(beat))
@@ -233,11 +234,11 @@ def learner_state(processes: list[ProcessView], newest: Event | None, standing: 
     told: Json = next((p.model_extra or {} for p in processes if p.role == "learner"), {})
     step: Json = {} if newest is None else newest.data
     return LearnerState(
-        step=int(_number(told.get("step", step.get("step")))),
-        max_steps=told.get("max_steps"),
-        waiting=told.get("waiting"),
-        checkpoint_step=told.get("checkpoint_step"),
-        staleness=told.get("staleness", step.get("staleness")),
+        step=_whole(told.get("step", step.get("step"))) or 0,
+        max_steps=_whole(told.get("max_steps")),
+        waiting=told["waiting"] if isinstance(told.get("waiting"), bool) else None,
+        checkpoint_step=_whole(told.get("checkpoint_step")),
+        staleness=_figure(told.get("staleness", step.get("staleness"))),
         paused=OrderView.of(standing.pause),
     )
 
@@ -273,7 +274,7 @@ def _rates(processes: list[ProcessView]) -> Rates:
 
 def _backlog(counts: list[int], processes: list[ProcessView], live: Json) -> Backlog:
     requests, groups, outcomes, quarantined, outstanding = counts
-    credit = next((p.model_extra or {} for p in processes if p.role == "curriculum"), {}).get("credit")
+    credit = _whole(next((p.model_extra or {} for p in processes if p.role == "curriculum"), {}).get("credit"))
     if credit is None and live:
         credit = (live["max_staleness"] + 1) * live["groups_per_step"]
     return Backlog(
@@ -287,4 +288,14 @@ def _backlog(counts: list[int], processes: list[ProcessView], live: Json) -> Bac
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    return _figure(value) or 0.0
+
+
+def _figure(value: Any) -> float | None:
+    """A number that a process told; None if it told none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number that a process told; None if it told none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

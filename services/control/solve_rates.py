@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from common.keys import Keys
 
 _PART = 250
+_MOST_ATTEMPTS = 999_999_999
 Rank = tuple[float, int]
 # What the curriculum writes: <data set>:<row>.
 _ROW = re.compile(r"[a-z0-9_]+:([0-9]{1,12})")
@@ -112,10 +113,10 @@ def _solve_rate(name: bytes, text: bytes) -> SolveRate | None:
         attempts, solved = int(told["attempts"]), int(told["solved"])
         hinted = told.get("hinted")
         pair = None if hinted is None else (int(hinted["attempts"]), int(hinted["solved"]))
-        last = told.get("last")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        last, anchor = told.get("last"), told.get("anchor")
+        known = float(last) if isinstance(last, int | float) and math.isfinite(last) else None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    if row is None or attempts < 1:
+    if row is None or not 0 <= solved <= attempts or not 1 <= attempts <= _MOST_ATTEMPTS:
         return None
-    known = float(last) if isinstance(last, int | float) and math.isfinite(last) else None
-    return SolveRate(row[0], int(row[1]), attempts, solved, known, pair, told.get("anchor"))
+    return SolveRate(row[0], int(row[1]), attempts, solved, known, pair, anchor if isinstance(anchor, int) else None)

@@ -136,7 +136,7 @@ class Steering:
         if not (live.algorithm.requires or live.hints.provides):
             return
         count = await self._redis.hget(self._keys.facts, "train_demonstrations")  # pyright: ignore
-        if count is None or int(count) > 0:
+        if count is None or not count.isdigit() or count.strip(b"0"):  # unknown, or some
             return
         raise ConfigRejected([_starving(live)])
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from control_bench import Bench, opened
 from redis_process import RedisProcess
 
-from common.additions import LONGEST_TEXT, Additions, AdditionState, AdditionVerdict
+from common.additions import LONGEST_TEXT, MOST_BYTES, Additions, AdditionState, AdditionVerdict
 from common.events import EventKind
 
 PATH = "/v1/demonstrations"
@@ -100,3 +100,9 @@ async def test_the_longest_text_fits_into_a_body(bench: Bench) -> None:
 async def test_one_that_was_never_added_is_404(bench: Bench) -> None:
     assert (await bench.http.get(f"{PATH}/1-1")).status_code == 404
     assert (await bench.http.get(f"{PATH}/x")).status_code == 422
+
+
+async def test_more_than_is_kept_of_them_is_refused_with_a_sentence(bench: Bench) -> None:
+    await bench.process.redis.set(bench.process.keys.additions_bytes, MOST_BYTES)
+    answer = await add(bench, "train:1", "3")
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:tributary:problem:no-room")

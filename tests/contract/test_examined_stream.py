@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from redis.asyncio import Redis
@@ -40,6 +42,19 @@ def examined_group(number: int, *, prompt: str = "train:1", length: int = 4) -> 
     return ExaminedGroup(f"g{number}", prompt, "generator-1", number, 2, 3, "luffy", 12.5, (member,))
 
 
+def fields_of(group: ExaminedGroup) -> dict[str, Any]:
+    """What the bytes of a group hold."""
+    return msgpack.unpackb(zlib.decompress(encode_examined(group)))
+
+
+def damaged_members() -> Iterator[list[Any]]:
+    """The columns and figures of a trajectory, one of them of another form each time."""
+    (member,) = fields_of(examined_group(0))["trajectories"]
+    damages = {0: member[0][:-4], 1: b"\4" * 4, 2: "text", 6: None, 7: "x", 8: None, 9: {"form": "x"}}
+    for place, damage in damages.items():
+        yield [*member[:place], damage, *member[place + 1 :]]
+
+
 def names(kept: list[module.Kept]) -> list[str]:
     return [k.group.group_id for k in kept]
 
@@ -60,6 +75,25 @@ def test_a_group_comes_back_from_bytes_as_it_was(number: int) -> None:
 def test_broken_bytes_are_a_typed_error(payload: bytes) -> None:
     with pytest.raises(WireError, match="not an examined group"):
         decode_examined(payload)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"ids": [1, 2, 3]},
+        {"ids": ["g", "p"]},
+        {"at": ["1", 1, 1, 1.0]},
+        {"at": [1, 1, 1, NAN]},
+        {"at": [1, 1, True, 1.0]},
+        {"algorithm": None},
+        {"trajectories": 5},
+        {"trajectories": [[b"", b"", b""]]},
+        *({"trajectories": [member]} for member in damaged_members()),
+    ],
+)
+def test_fields_of_another_form_are_a_typed_error(damage: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match="not an examined group"):
+        decode_examined(zlib.compress(msgpack.packb(fields_of(examined_group(0)) | damage)))
 
 
 async def test_the_newest_come_first_page_by_page(client: Callable[[], Redis]) -> None:

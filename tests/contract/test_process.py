@@ -116,6 +116,14 @@ def test_the_exit_code_says_what_kind_of_end_it_was(
     assert worker.process.wait(20) == code
 
 
+def test_a_redis_without_room_for_an_event_goes_without_it(tmp_path: Path, redis_server: RedisProcess) -> None:
+    full = 'await process.redis.config_set("maxmemory", 1); '
+    tell = 'await process.tell(__import__("common.events").events.EventKind.NOTICE, {"text": "full"}); '
+    worker = Worker(tmp_path, redis_server.url, full + tell + 'await process.redis.config_set("maxmemory", 0)')
+    assert worker.process.wait(20) == 0
+    assert "an event is lost" in [line["message"] for line in worker.lines()]
+
+
 def test_an_unreachable_redis_ends_it_with_a_sentence(tmp_path: Path) -> None:
     worker = Worker(tmp_path, "redis://:secret@127.0.0.1:1")
     assert worker.process.wait(20) == 1

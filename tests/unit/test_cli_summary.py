@@ -276,3 +276,29 @@ def test_orders_that_stand_are_shown_until_they_are_taken_back() -> None:
 def test_what_becomes_of_an_added_demonstration_is_told() -> None:
     tale = Tale().tell(EventKind.ADDITION, id="1-0", prompt_id="train:3", state="refused", reason="graded 0", by="ada")
     assert Progress().absorb(tale.events[0]) == "demonstration added to train:3 by ada: refused (graded 0)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (EventKind.ORDER, {"order": "dance", "target": "learner", "by": "ada"}),
+        (EventKind.PUBLICATION, {"version": "x"}),
+        (EventKind.GENERATION, {}),
+        (EventKind.STEP, {"step": None}),
+        (EventKind.REVISION, {"revision": 2, "config": {}, "changes": 3}),
+        (EventKind.NOTICE, {}),
+    ],
+)
+def test_an_event_of_another_form_ends_nobody_who_follows(kind: EventKind, data: dict[str, Any]) -> None:
+    progress = Progress("addition", 10)
+    assert progress.absorb(Event("1-0", kind, 1.0, data)) == f"a {kind.value} event that cannot be read"
+
+
+def test_a_run_called_like_markup_or_with_control_characters_is_shown_as_it_is_called() -> None:
+    progress = Progress("[/] a[bold]", 10, "http://127.0.0.1:8700")
+    progress.algorithm = "evil\x1b[2J"
+    progress.processes["gen\x1b[31m"] = "running"
+    shown = _shown(panel(progress, 1.0))
+    assert "[/] a[bold]" in shown
+    assert "\x1b" not in shown
+    assert "evil\\x1b[2J" in shown

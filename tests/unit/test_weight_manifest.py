@@ -50,7 +50,9 @@ def test_a_short_a_changed_and_a_missing_file_are_each_said(tmp_path: Path) -> N
         verify(manifest)
 
 
-@pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b'{"schema": 9}', b'{"schema": 1, "version": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "payload", [b"", b"[]", b"{}", b'{"schema": 9}', b'{"schema": 1, "version": 1}', b"\xff", b"[" * 100_000]
+)
 def test_anything_else_is_a_weights_error(payload: bytes) -> None:
     with pytest.raises(WeightsError):
         decode_manifest(payload)

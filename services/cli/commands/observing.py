@@ -53,7 +53,7 @@ def _figures(document: Json) -> Table:
     last = document.get("last_step") or {}
     version = document["version"]
     rows = [
-        ("run", f"{document['run']['name']} at {legible(document['run']['dashboard'])}"),
+        ("run", f"{document['run']['name']} at {document['run']['dashboard']}"),
         (
             "step",
             f"{learner['step']}{' / ' + str(learner['max_steps']) if learner['max_steps'] else ''}{_paused(learner)}",
@@ -81,13 +81,13 @@ def _figures(document: Json) -> Table:
         rows.append((f"held-out {name}", f"{percent(evaluation.get('accuracy'))} at step {evaluation.get('step')}"))
     grid = Table.grid(padding=(0, 2))
     for label, value in rows:
-        grid.add_row(Text(label, style="dim"), Text(value))
+        grid.add_row(Text(legible(label), style="dim"), Text(legible(value)))
     return grid
 
 
 def _paused(learner: Json) -> str:
     order = learner["paused"]
-    return f" (paused by {legible(order['by'])})" if order else ""
+    return f" (paused by {order['by']})" if order else ""
 
 
 def _listed(versions: Json) -> str:
@@ -147,7 +147,7 @@ async def _watch(address: str, document: Json, *, as_json: bool, plain: bool) ->
                 continue
             sentence = progress.absorb(event)
             if is_process:
-                sentence = f"{event.data['name']} {event.data['state']}"
+                sentence = f"{event.data.get('name')} {event.data.get('state')}"
             if is_news:
                 voice.tell(event, sentence)
 

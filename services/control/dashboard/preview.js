@@ -7,6 +7,7 @@ import { element, number, percent } from "./format.js";
 const WAIT_S = 20;
 const LIMIT_MS = 1000 * (WAIT_S + 10);
 const LOOK_MS = 1500;
+const NONE = "–";
 const SOURCES = ["policy", "hint", "demonstration"];
 const SCALARS = [["loss", "Loss", number], ["entropy", "Entropy", number]];
 const BY_NAME = [
@@ -72,7 +73,7 @@ export class Preview {
       this.root.replaceChildren(this.#head("Preview", ""), element("p", { class: "error" }, candidate.problem || "The learner found nothing."));
       return;
     }
-    const { active } = answer;
+    const active = answer.active ?? {}; // the learner could not tell: the draft stands alone
     const { finding } = candidate;
     const rows = [
       ...SCALARS.map(([key, title, format]) => row(title, active[key], finding[key], format)),
@@ -100,7 +101,7 @@ export class Preview {
 }
 
 function row(title, now, draft, format, inner = false) {
-  const moved = now !== null && draft !== null && format(now ?? NaN) !== format(draft ?? NaN);
+  const moved = told(now, format) !== told(draft, format) && told(now, format) !== NONE && told(draft, format) !== NONE;
   return element("tr", { class: inner ? "inner" : null }, element("th", { scope: "row" }, title),
     element("td", { class: "number" }, told(now, format)), element("td", { class: moved ? "number moved" : "number" }, told(draft, format)));
 }
@@ -138,7 +139,7 @@ function heading(title) {
 }
 
 function told(value, format) {
-  return value === null || value === undefined ? "–" : format(value);
+  return value === null || value === undefined ? NONE : format(value);
 }
 
 // How much the draft's gradient points where the one in force does: 1 the same way, 0 across, -1 against it.

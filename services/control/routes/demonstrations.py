@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 
-from common.additions import LONGEST_TEXT, Addition, AdditionState, AdditionVerdict
+from common.additions import LONGEST_TEXT, Addition, AdditionState, AdditionVerdict, TooManyAdditions
 from common.config.base import Frozen
 from common.events import EventKind
 from services.control.deps import Called, Control, Controlled
@@ -100,7 +100,10 @@ async def add(document: Document, control: Controlled, caller: Called, response:
         raise Problem(422, "invalid-body", "text: it is empty: send the whole answer")
     await _check_prompt(control, body.prompt_id)
     at_s = control.clock()
-    addition_id = await control.additions.add(body.prompt_id, body.text, caller.name, at_s=at_s)
+    try:
+        addition_id = await control.additions.add(body.prompt_id, body.text, caller.name, at_s=at_s)
+    except TooManyAdditions as error:
+        raise Problem(422, "no-room", str(error)) from error
     addition = Addition(addition_id, body.prompt_id, body.text, caller.name, at_s)
     await _tell(control, addition)
     response.headers["Location"] = f"{PATH}/{addition_id}"
