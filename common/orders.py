@@ -124,7 +124,7 @@ def _record(text: bytes) -> Mapping[str, Any]:
 
 def _order(told: Mapping[str, Any]) -> Order:
     by, at_s = told.get("by"), told.get("at_s")
-    known = isinstance(at_s, float | int) and 0 <= at_s < _LATEST_S
+    given_s = float(at_s) if isinstance(at_s, float | int) and 0 <= at_s < _LATEST_S else 0.0
     # Half of a surrogate pair can be read, but not written.
     name = by.encode("utf-8", "replace").decode() if isinstance(by, str) else ""
-    return Order(name, float(at_s) if known else 0.0)
+    return Order(name, given_s)

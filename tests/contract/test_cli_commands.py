@@ -141,6 +141,9 @@ def test_what_changes_nothing_is_said_to_change_nothing(run: Run) -> None:
         (["config", "get", "algorithm.nothing"], "the live configuration has no algorithm.nothing"),
         (["config", "get", "--nothing"], "No such option"),
         (["check", "nothing.toml"], ""),
+        (["generators", "drain", "\udcff"], "not UTF-8 text"),
+        (["config", "set", "publish_every=3", "--reason", "\udcff"], "not UTF-8 text"),
+        (["demonstrate", "train:1", "\udcff"], "not UTF-8 text"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_sentence_and_exit_code_2(

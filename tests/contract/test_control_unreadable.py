@@ -117,3 +117,7 @@ async def test_a_data_set_size_that_is_none_refuses_nothing(bench: Bench) -> Non
     luffy = {"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
     await redis.hset(bench.process.keys.facts, mapping={"train_demonstrations": "x", "train_prompts": "x"})
     assert (await bench.patch(luffy)).status_code == 200
+    for count in ("x", "9" * 5000):
+        await redis.hset(bench.process.keys.facts, "train_prompts", count)
+        added = await bench.http.post("/v1/demonstrations", json={"prompt_id": "train:1", "text": "x"})
+        assert added.status_code == 202

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from common.errors import SettingsError
 from common.events import EventKind
 from services.cli import client
 from services.cli.client import ControlClient, ControlUnreachable, Refused, follow
@@ -168,3 +169,26 @@ async def test_the_feed_waits_for_an_address(monkeypatch: pytest.MonkeyPatch) ->
         assert event.event_id == "1-0"
         break
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://\udcff"])
+def test_an_address_that_is_none_is_a_sentence(url: str) -> None:
+    with pytest.raises(ControlUnreachable, match="is not an address"):
+        ControlClient(url)
+
+
+def test_a_token_may_be_of_any_letters_and_is_never_in_a_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.extend(value for name, value in request.headers.raw if name.lower() == b"authorization")
+        return httpx.Response(200, json={})
+
+    monkeypatch.setenv("TRIBUTARY_TOKEN", "schlüssel-0123456789")
+    asking(answer).status()
+    assert seen == ["Bearer schlüssel-0123456789".encode()]
+    for token in ("secret\n", "secret\udcff"):
+        monkeypatch.setenv("TRIBUTARY_TOKEN", token)
+        with pytest.raises(SettingsError) as caught:
+            asking(answer)
+        assert "secret" not in str(caught.value)

@@ -150,7 +150,7 @@ async def _check_prompt(control: Control, prompt_id: str) -> None:
     client: Any = control.redis
     told: bytes | None = await client.hget(control.keys.facts, "train_prompts")
     row = _PROMPT_ID.fullmatch(prompt_id)
-    count = int(told) if told is not None and told.isdigit() else None
+    count = int(told) if told is not None and told.isdigit() and len(told) < 16 else None
     if row is None or (count is not None and int(row[1]) >= count):
         known = "train:0, train:1 and so on" if count is None else f"train:0 to train:{count - 1}"
         raise Problem(404, "no-prompt", f"there is no training prompt {prompt_id!r}: they are called {known}")
