@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, BinaryIO, assert_never, cast
 
-import msgpack
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +35,7 @@ _LONGEST_HEAD = 65_536
 _MASK_ABOVE = 0.1
 _WHOLE_ABOVE = 0.8
 _LENGTH = struct.Struct("<I")
+_msgpack: Any = msgpack  # Any: msgpack is not annotated
 _GAP_TYPE = np.dtype("<u4")
 _NOTHING: Patterns = np.empty(0, np.uint8)
 
@@ -118,7 +119,7 @@ class DeltaSize:
 
 def write_delta(file: BinaryIO, patches: Iterable[Patch], *, base: int, version: int) -> DeltaSize:
     """Write a delta: `patches` turn version `base` into `version`."""
-    head = cast(bytes, msgpack.packb({"schema": _SCHEMA, "base": base, "version": version}))
+    head = cast(bytes, _msgpack.packb({"schema": _SCHEMA, "base": base, "version": version}))
     size = file.write(_MAGIC + _LENGTH.pack(len(head)) + head)
     changed = count = 0
     press = Press()
@@ -126,7 +127,7 @@ def write_delta(file: BinaryIO, patches: Iterable[Patch], *, base: int, version:
         coding, payload = _encode(patch, press)
         layout = patch.layout
         run = (patch.start, patch.span, coding.value, len(patch.values), len(payload))
-        head = cast(bytes, msgpack.packb([patch.name, layout.dtype, layout.shape, *run]))
+        head = cast(bytes, _msgpack.packb([patch.name, layout.dtype, layout.shape, *run]))
         size += file.write(_LENGTH.pack(len(head)) + head)
         size += file.write(payload)
         changed += len(patch.values)
@@ -225,8 +226,8 @@ class _Reader:
         if size > _LONGEST_HEAD:
             raise WeightsError(f"a delta with a head of {size} bytes")
         try:
-            return cast(Any, msgpack.unpackb(self._take(size), strict_map_key=True))
-        except (ValueError, msgpack.UnpackException) as error:
+            return cast(Any, _msgpack.unpackb(self._take(size), strict_map_key=True))
+        except (ValueError, _msgpack.UnpackException) as error:
             raise WeightsError(f"a delta with a head that cannot be read: {error}") from error
 
 

@@ -90,8 +90,9 @@ class TensorFile:
 
     def flush(self) -> None:
         """Wait until what was written is in the file."""
-        if isinstance(self._bytes, np.memmap):
-            self._bytes.flush()
+        flush = getattr(self._bytes, "flush", None)  # an empty file is not mapped
+        if flush is not None:
+            flush()
 
 
 def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:

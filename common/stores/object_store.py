@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from common.durable import NotWritten
 from common.errors import SettingsError, WeightsError
@@ -77,39 +78,40 @@ class ObjectStorage:
     def versions(self) -> list[int]:
         """The versions whose manifest is there, ascending."""
         with self._reading("", ""):
-            found = self._files.glob(self._place("v*", MANIFEST_FILE))
+            found = self._files.glob(f"{escape(self._root)}/v*/{MANIFEST_FILE}")
         places = (str(path).split("/")[-2] for path in found)
         return sorted(version for place in places if (version := version_at(place)) is not None)
 
     def delete(self, version: int) -> None:
         """Remove a version, its manifest first: from then on it is not there."""
         place = self._place(location_of(version), "")
-        with suppress(FileNotFoundError), self._quietly():
+        with self._quietly():
             self._files.rm_file(f"{place}{MANIFEST_FILE}")
-        with suppress(FileNotFoundError), self._quietly():
-            self._files.rm(place, recursive=True)
+        with self._quietly():
+            for path in self._files.find(place):
+                self._files.rm_file(path)
 
     def sweep(self) -> None:
         """Remove versions without a manifest."""
         whole = set(self.versions())
         with self._reading("", ""):
-            found = self._files.glob(self._place("v*", "*"))
-        places = {version_at(str(path).split("/")[-2]) for path in found}
-        for version in places - whole - {None}:
-            self.delete(version)
+            found = self._files.glob(f"{escape(self._root)}/v*/*")
+        for version in {version_at(str(path).split("/")[-2]) for path in found}:
+            if version is not None and version not in whole:
+                self.delete(version)
 
     def _place(self, location: str, name: str) -> str:
         return f"{self._root}/{location}/{name}"
 
     @contextmanager
-    def _reading(self, location: str, name: str) -> Iterator[None]:
+    def _reading(self, location: str, name: str) -> Generator[None]:
         try:
             yield
         except Exception as error:  # see above
             raise WeightsError(f"cannot read {self._url}/{location}/{name}: {type(error).__name__}: {error}") from error
 
     @contextmanager
-    def _quietly(self) -> Iterator[None]:
+    def _quietly(self) -> Generator[None]:
         """What cannot be removed now is removed with a later version."""
         try:
             yield
