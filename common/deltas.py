@@ -33,7 +33,6 @@ _MAGIC = b"TRBD"
 _SCHEMA = 1
 _LONGEST_HEAD = 65_536
 _MASK_ABOVE = 0.1
-_WHOLE_ABOVE = 0.8
 _LENGTH = struct.Struct("<I")
 _msgpack: Any = msgpack  # Any: msgpack is not annotated
 _GAP_TYPE = np.dtype("<u4")
@@ -77,7 +76,7 @@ def compare(name: str, layout: Layout, base: Patterns, new: Patterns) -> Iterato
         old, now = base[start : start + SPAN], new[start : start + SPAN]
         found = differing(old, now)
         if len(found):
-            yield _patch(name, layout, (start, len(now)), found, now)
+            yield patch_of(name, layout, (start, len(now)), found.astype(np.int64) + start, now[found])
 
 
 def differing(base: Patterns, new: Patterns) -> NDArray[np.intp]:
@@ -100,12 +99,10 @@ def differing(base: Patterns, new: Patterns) -> NDArray[np.intp]:
     return np.concatenate([found, rest + whole]) if len(rest) else found
 
 
-def _patch(name: str, layout: Layout, run: tuple[int, int], found: NDArray[np.intp], values: Patterns) -> Patch:
-    """The patch of a run (start, span) of a tensor with values [span], of which those at `found` have changed."""
+def patch_of(name: str, layout: Layout, run: tuple[int, int], indices: NDArray[np.int64], values: Patterns) -> Patch:
+    """The patch of a run (start, span) of a tensor of which `values` at `indices` have changed."""
     start, span = run
-    if len(found) > _WHOLE_ABOVE * span:
-        return Patch(name, layout, start, span, None, values)
-    return Patch(name, layout, start, span, found.astype(np.int64) + start, values[found])
+    return Patch(name, layout, start, span, None if len(values) == span else indices, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # A counter that appears with its first event hides that event from increase(): labels that are known begin at zero.
 _QUARANTINED = ("requests", "groups", "outcomes", "score_tasks", "demonstrations")
+_STAGES = ("snapshot", "encode", "write", "total")
 _STORED = ("checkpoint", "weight version")
 
 
@@ -118,6 +119,26 @@ class LearnerMetrics:
         )
         self.published = Counter("tributary_publications_total", "Weight versions published", registry=registry)
         self.published_bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)
+        self.full_bytes = Counter(
+            "tributary_publication_full_bytes_total", "Bytes of the published versions in full", registry=registry
+        )
+        self.anchors = Counter("tributary_publication_anchors_total", "Versions published in full", registry=registry)
+        self.coalesced = Counter(
+            "tributary_publications_coalesced_total", "Snapshots that a newer one replaced", registry=registry
+        )
+        self.changed = Gauge(
+            "tributary_publication_changed_ratio", "Share of weights whose bits changed", registry=registry
+        )
+        self.changed.set(nan)
+        self.publication_seconds = Histogram(
+            "tributary_publication_seconds",
+            "Stages of a publication; only the snapshot holds a step back",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        for stage in _STAGES:
+            self.publication_seconds.labels(stage)
         self.published_at = Gauge(
             "tributary_publication_timestamp_seconds",
             "Unix time of the newest publication, or of the learner's start",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
 from common.errors import SettingsError
@@ -70,14 +69,3 @@ def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
             places.add(place)
             weights[name] = tensor.detach()
     return weights
-
-
-def published_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A copy of the weights on the CPU as a Hugging Face checkpoint holds them; floating ones in `dtype`."""
-    original = cast(dict[str, Tensor], revert_weight_conversion(model, named_weights(model)))
-    return {name: _copied(tensor, dtype) for name, tensor in original.items()}
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    target = dtype if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device="cpu", dtype=target, copy=True).contiguous()

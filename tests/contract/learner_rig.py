@@ -208,6 +208,17 @@ class Rig:
         """The STEP events, once there are `count`."""
         return await self._at_least(count, EventKind.STEP)
 
+    async def published(self, version: int) -> list[dict[str, Any]]:
+        """The PUBLICATION events, once one is of `version` or a later one."""
+        found: list[dict[str, Any]] = []
+
+        async def enough() -> bool:
+            found[:] = await self.events(EventKind.PUBLICATION)
+            return any(told["version"] >= version for told in found)
+
+        await self.until(enough)
+        return found
+
     async def _at_least(self, count: int, kind: EventKind) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
 

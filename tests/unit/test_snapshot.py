@@ -1,0 +1,120 @@
+"""A snapshot is a copy of the weights as they are published, with a canary that tells them from any others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_policy import tiny_model
+
+from common.weights import Canary
+from learner.canary import TOLERANCES, canary_tokens, sing
+from learner.model import named_weights
+from learner.snapshot import Origin, Snapshots
+
+TOKENS = canary_tokens("run", 0, 16, 12)
+ORIGIN = Origin(step=7, revision=3)
+
+
+def snapshots(model: Any, dtype: torch.dtype = torch.float32) -> Snapshots:
+    return Snapshots(model, dtype, TOKENS)
+
+
+def worst(canary: Canary, other: Canary) -> float:
+    return float(np.abs(np.subtract(canary.logprobs, other.logprobs)).max())
+
+
+def perturb(model: Any) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+
+
+def test_tied_weights_are_taken_once_and_as_a_copy() -> None:
+    tied = tiny_model(tied=True)
+    taken = snapshots(tied, torch.bfloat16).take(1, ORIGIN)
+    assert "lm_head.weight" not in taken.tensors
+    assert all(tensor.dtype == torch.bfloat16 for tensor in taken.tensors.values())
+    taken = snapshots(tied).take(2, ORIGIN, updates=3)
+    assert (taken.version, taken.origin, taken.updates) == (2, ORIGIN, 3)
+    before = taken.tensors["model.norm.weight"].clone()
+    perturb(tied)
+    assert taken.tensors["model.norm.weight"].equal(before)
+    assert not taken.tensors["model.norm.weight"].equal(tied.model.norm.weight)
+
+
+def test_memory_is_used_again_once_it_is_given_back_and_not_before() -> None:
+    model = tiny_model()
+    taker = snapshots(model)
+    first, second = taker.take(1, ORIGIN), taker.take(2, ORIGIN)
+    places = {t.data_ptr() for t in first.tensors.values()}
+    assert places.isdisjoint(t.data_ptr() for t in second.tensors.values())
+    taker.give_back(first)
+    taker.give_back(first)  # a second time gives nothing
+    perturb(model)
+    third, fourth = taker.take(3, ORIGIN), taker.take(4, ORIGIN)
+    assert places == {t.data_ptr() for t in third.tensors.values()}
+    assert places.isdisjoint(t.data_ptr() for t in fourth.tensors.values())
+    assert all(third.tensors[name].equal(weight) for name, weight in model.state_dict().items())
+
+
+def test_the_sequences_of_a_run_are_always_the_same_and_those_of_another_are_others() -> None:
+    tokens = canary_tokens("run", 0, 1000, 2048)
+    assert [len(row) for row in tokens] == [32] * 4
+    assert tokens == canary_tokens("run", 0, 1000, 2048)
+    assert tokens[0][:4] == (229, 90, 297, 728)  # so that no upgrade changes them unseen
+    assert tokens != canary_tokens("run", 1, 1000, 2048)
+    assert tokens != canary_tokens("walk", 0, 1000, 2048)
+    assert len({token for row in tokens for token in row}) > 100
+    assert all(0 <= token < 16 for row in TOKENS for token in row)
+    assert [len(row) for row in TOKENS] == [12] * 4
+
+
+def test_the_canary_is_what_the_model_itself_says_of_the_sequences() -> None:
+    model = tiny_model()
+    canary = snapshots(model).take(1, ORIGIN).canary
+    assert canary is not None
+    logits = model(torch.tensor(TOKENS)).logits[:, :-1]
+    expected = torch.log_softmax(logits, -1).gather(2, torch.tensor(TOKENS)[:, 1:, None]).squeeze(2)
+    assert np.allclose(canary.logprobs, expected.detach().numpy(), atol=1e-6)
+    assert (canary.tokens, canary.dtype) == (TOKENS, "float32")
+    assert (canary.tolerance, canary.mean_tolerance) == TOLERANCES[torch.float32]
+
+
+def test_the_canary_sings_of_the_weights_as_they_are_published() -> None:
+    model = tiny_model()
+    rounded = tiny_model(seed=4)
+    taken = snapshots(model, torch.bfloat16).take(1, ORIGIN)
+    assert taken.canary is not None
+    rounded.load_state_dict({name: tensor.float() for name, tensor in taken.tensors.items()})
+    assert worst(taken.canary, sing(rounded, named_weights(rounded), TOKENS)) < 1e-6
+    assert worst(taken.canary, sing(model, named_weights(model), TOKENS)) > 1e-5
+    assert taken.canary.dtype == "bfloat16"
+
+
+def test_singing_changes_neither_the_weights_nor_the_generator_of_random_numbers() -> None:
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    snapshots(model, torch.bfloat16).take(1, ORIGIN)
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert torch.get_rng_state().equal(state)
+    assert not any(parameter.requires_grad is False or parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_stale_output_head_is_far_outside_the_tolerance(tied: bool) -> None:
+    """The trap of tied embeddings: an engine that renews the embedding and keeps its packed copy of the head."""
+    model = tiny_model(tied=tied)
+    stale_head = model.lm_head.weight.detach().clone()
+    perturb(model)
+    canary = snapshots(model).take(1, ORIGIN).canary
+    model.lm_head.weight = torch.nn.Parameter(stale_head)
+    wrong = snapshots(model).take(2, ORIGIN).canary
+    assert canary is not None
+    assert wrong is not None
+    assert worst(canary, wrong) > 10 * canary.tolerance
+    assert worst(canary, replace(canary)) == 0
