@@ -223,7 +223,7 @@ class _Reader:
         if size > _LONGEST_HEAD:
             raise WeightsError(f"a delta with a head of {size} bytes")
         try:
-            return cast(Any, _msgpack.unpackb(self._take(size), strict_map_key=True))
+            return _msgpack.unpackb(self._take(size), strict_map_key=True)
         except (ValueError, _msgpack.UnpackException) as error:
             raise WeightsError(f"a delta with a head that cannot be read: {error}") from error
 

@@ -117,8 +117,23 @@ class LearnerMetrics:
         self.rehearsal_buffer = Gauge(
             "tributary_rehearsal_buffer", "Demonstrations that wait to be rehearsed (ReLIFT)", registry=registry
         )
+        self.unpublished = Gauge(
+            "tributary_unpublished_updates", "Optimiser updates since the last publication", registry=registry
+        )
+        self.checkpoints = Counter("tributary_checkpoints_total", "Checkpoints committed", registry=registry)
+        self.storage_failures = Counter(
+            "tributary_storage_failures_total", "Files that the disk did not take", ["what"], registry=registry
+        )
+        for what in _STORED:
+            self.storage_failures.labels(what)
+
+
+class PublicationMetrics:
+    """What the learner exports about weight versions."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.published = Counter("tributary_publications_total", "Weight versions published", registry=registry)
-        self.published_bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)
+        self.bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)
         self.full_bytes = Counter(
             "tributary_publication_full_bytes_total", "Bytes of the published versions in full", registry=registry
         )
@@ -130,7 +145,7 @@ class LearnerMetrics:
             "tributary_publication_changed_ratio", "Share of weights whose bits changed", registry=registry
         )
         self.changed.set(nan)
-        self.publication_seconds = Histogram(
+        self.seconds = Histogram(
             "tributary_publication_seconds",
             "Stages of a publication; only the snapshot holds a step back",
             ["stage"],
@@ -138,21 +153,13 @@ class LearnerMetrics:
             registry=registry,
         )
         for stage in _STAGES:
-            self.publication_seconds.labels(stage)
-        self.published_at = Gauge(
+            self.seconds.labels(stage)
+        self.at = Gauge(
             "tributary_publication_timestamp_seconds",
             "Unix time of the newest publication, or of the learner's start",
             registry=registry,
         )
-        self.unpublished = Gauge(
-            "tributary_unpublished_updates", "Optimiser updates since the last publication", registry=registry
-        )
-        self.checkpoints = Counter("tributary_checkpoints_total", "Checkpoints committed", registry=registry)
-        self.storage_failures = Counter(
-            "tributary_storage_failures_total", "Files that the disk did not take", ["what"], registry=registry
-        )
-        for what in _STORED:
-            self.storage_failures.labels(what)
+        self.at.set_to_current_time()
 
 
 class ControlMetrics:

@@ -69,11 +69,11 @@ def apply(patch: Patch, tensor: Tensor) -> None:
     if flat_N.device.type == "cpu":
         patch.apply(host_patterns(tensor))
         return
-    values_C = torch.from_numpy(np.array(patch.values).view(f"<{_signed(patch)}")).to(flat_N.device)
+    values_C = _tensor(np.array(patch.values).view(f"<{_signed(patch)}")).to(flat_N.device)
     if patch.indices is None:
         flat_N[patch.start : patch.start + patch.span] = values_C
     else:
-        flat_N[torch.from_numpy(patch.indices).to(flat_N.device)] = values_C
+        flat_N[_tensor(patch.indices).to(flat_N.device)] = values_C
 
 
 def are_same(first: Tensor, second: Tensor) -> bool:
@@ -89,6 +89,10 @@ def _signed(patch: Patch) -> str:
 def _integers(tensor: Tensor) -> Tensor:
     """A contiguous tensor, flat, as integers of its width."""
     return tensor.detach().view(-1).view(_INTEGERS[tensor.element_size()])
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _on_host(flat_N: Tensor) -> Patterns:

@@ -71,7 +71,6 @@ class Learner:
         self._trainer = trainer
         self._intake = intake
         self._metrics = LearnerMetrics(process.registry)
-        self._metrics.published_at.set_to_current_time()
         self._standing = Standing()
         self._archive = Archive(process, compute, trainer, self._metrics)
         self._snapshots = _snapshots(process.settings, trainer)

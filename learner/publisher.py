@@ -17,7 +17,7 @@ from typing import TypeVar
 from common.durable import NotWritten
 from common.errors import WeightsError
 from common.events import EventKind
-from common.metrics import LearnerMetrics
+from common.metrics import LearnerMetrics, PublicationMetrics
 from common.process import Process
 from common.tasks import end
 from common.weights import Manifest, PublicationKind, WeightAnnouncements
@@ -56,7 +56,8 @@ class Publisher:
     ) -> None:
         self._process = process
         self._store = store
-        self._metrics = metrics
+        self._failures = metrics.storage_failures.labels(_WHAT)
+        self._metrics = PublicationMetrics(process.registry)
         self._lost = lost
         self._release = release
         self._announcements = WeightAnnouncements(process.redis, process.keys)
@@ -156,12 +157,12 @@ class Publisher:
             "total": snapshot.seconds + seconds,
         }
         for stage, took_s in stages.items():
-            metrics.publication_seconds.labels(stage).observe(took_s)
+            metrics.seconds.labels(stage).observe(took_s)
         metrics.published.inc()
         metrics.anchors.inc(manifest.kind is PublicationKind.ANCHOR)
-        metrics.published_bytes.inc(manifest.bytes)
+        metrics.bytes.inc(manifest.bytes)
         metrics.full_bytes.inc(manifest.full_bytes)
-        metrics.published_at.set_to_current_time()
+        metrics.at.set_to_current_time()
         if manifest.changed is not None:
             metrics.changed.set(manifest.changed)
         told = {
@@ -197,7 +198,7 @@ class Publisher:
         return {int(f["fetching"]) for f in alive if f.get("fetching")}
 
     async def _failed(self, error: NotWritten | WeightsError) -> None:
-        self._metrics.storage_failures.labels(_WHAT).inc()
+        self._failures.inc()
         await self._notices.failed(_WHAT, error)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:

@@ -33,7 +33,8 @@ class WeightServer:
 
     def __init__(self, storage: DirectoryStorage, host: str, port: int, token: str | None) -> None:
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(storage, token))
+            handler = type("Handler", (_Handler,), {"storage": storage, "token": token})
+            self._server = ThreadingHTTPServer((host, port), handler)
         except OSError as error:
             raise SettingsError(
                 f"weights cannot be served on {host} port {port} ({error.strerror}): correct weights.serve_host and "
@@ -59,73 +60,74 @@ class WeightServer:
         self._server.server_close()
 
 
-def _handler(storage: DirectoryStorage, token: str | None) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _TIMEOUT_S
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one call."""
 
-        def do_GET(self) -> None:
-            self._serve(with_body=True)
+    timeout = _TIMEOUT_S
+    storage: DirectoryStorage
+    token: str | None
 
-        def do_HEAD(self) -> None:
-            self._serve(with_body=False)
+    def do_GET(self) -> None:
+        self._serve(with_body=True)
 
-        def _serve(self, *, with_body: bool) -> None:
-            if token and not _is_allowed(self.headers.get("Authorization"), token):
-                self._answer(401, b"a bearer token is needed: set TRIBUTARY_TOKEN\n", {"WWW-Authenticate": "Bearer"})
-            elif self.path == "/":
-                self._answer(200, json.dumps({"versions": storage.versions()}).encode())
-            else:
-                self._file(with_body=with_body)
+    def do_HEAD(self) -> None:
+        self._serve(with_body=False)
 
-        def _file(self, *, with_body: bool) -> None:
-            location, _, name = unquote(self.path).removeprefix("/").partition("/")
-            if version_at(location) is None or not _NAME.fullmatch(name):
-                self._answer(404, b"only / and files of versions (/v000012/model.delta) are here\n")
+    def _serve(self, *, with_body: bool) -> None:
+        if self.token and not _is_allowed(self.headers.get("Authorization"), self.token):
+            self._answer(401, b"a bearer token is needed: set TRIBUTARY_TOKEN\n", {"WWW-Authenticate": "Bearer"})
+        elif self.path == "/":
+            self._answer(200, json.dumps({"versions": self.storage.versions()}).encode())
+        else:
+            self._file(with_body=with_body)
+
+    def _file(self, *, with_body: bool) -> None:
+        location, _, name = unquote(self.path).removeprefix("/").partition("/")
+        if version_at(location) is None or not _NAME.fullmatch(name):
+            self._answer(404, b"only / and files of versions (/v000012/model.delta) are here\n")
+            return
+        try:
+            file = self.storage.path(location, name).open("rb")
+        except OSError:
+            self._answer(404, b"this version, or this file of it, is not here\n")
+            return
+        with file:
+            self._send(file, with_body=with_body)
+
+    def _send(self, file: BinaryIO, *, with_body: bool) -> None:
+        """Send a file, or the range of it that was asked for."""
+        size = file.seek(0, 2)
+        first, end = 0, size
+        asked = self.headers.get("Range")
+        if asked is not None:
+            found = _RANGE.fullmatch(asked)
+            if found is None or not int(found[1]) <= int(found[2]) < size:
+                self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
                 return
-            try:
-                file = storage.path(location, name).open("rb")
-            except OSError:
-                self._answer(404, b"this version, or this file of it, is not here\n")
-                return
-            with file:
-                self._send(file, with_body=with_body)
+            first, end = int(found[1]), int(found[2]) + 1
+        self.send_response(200 if asked is None else 206)
+        if asked is not None:
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{size}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(end - first))
+        self.end_headers()
+        file.seek(first)
+        while with_body and first < end and (block := file.read(min(_BLOCK, end - first))):
+            self.wfile.write(block)
+            first += len(block)
 
-        def _send(self, file: BinaryIO, *, with_body: bool) -> None:
-            """Send a file, or the range of it that was asked for."""
-            size = file.seek(0, 2)
-            first, end = 0, size
-            asked = self.headers.get("Range")
-            if asked is not None:
-                found = _RANGE.fullmatch(asked)
-                if found is None or not int(found[1]) <= int(found[2]) < size:
-                    self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
-                    return
-                first, end = int(found[1]), int(found[2]) + 1
-            self.send_response(200 if asked is None else 206)
-            if asked is not None:
-                self.send_header("Content-Range", f"bytes {first}-{end - 1}/{size}")
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Type", "application/octet-stream")
-            self.send_header("Content-Length", str(end - first))
-            self.end_headers()
-            file.seek(first)
-            while with_body and first < end and (block := file.read(min(_BLOCK, end - first))):
-                self.wfile.write(block)
-                first += len(block)
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-        def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name for it
-            """Fetches are told by the generators that make them."""
-
-    return Handler
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name for it
+        """Fetches are told by the generators that make them."""
 
 
 def _is_allowed(header: str | None, token: str) -> bool:
