@@ -69,6 +69,17 @@ class GeneratorMetrics:
         self.pause = Histogram(
             "tributary_weight_pause_seconds", "Pause per update", buckets=_SECONDS, registry=registry
         )
+        self.fetched_bytes = Counter("tributary_weight_fetched_bytes_total", "Bytes of weights fetched", registry=registry)
+        self.reseeds = Counter(
+            "tributary_weight_reseeds_total", "Weights begun again with an anchor after a failure", registry=registry
+        )
+        self.canary_failures = Counter(
+            "tributary_canary_failures_total", "Updates after which the canary refuted the engine", registry=registry
+        )
+        self.canary_difference = Gauge(
+            "tributary_canary_difference", "Largest log-prob difference of the last canary", registry=registry
+        )
+        self.canary_difference.set(nan)
         self.running = Gauge("tributary_running_sequences", "Sequences being sampled", registry=registry)
         self.searches = Counter("tributary_searches_total", "Searches for an anchor", ["result"], registry=registry)
         self.probes = Counter("tributary_search_probes_total", "Groups sampled in search", registry=registry)
