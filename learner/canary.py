@@ -5,9 +5,10 @@ An engine that holds these weights gives the same log-probs but for its arithmet
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,26 +33,43 @@ def canary_tokens(name: str, seed: int, vocabulary: int, longest: int) -> tuple[
     )
 
 
-def sing(model: PreTrainedModel, weights: Mapping[str, Tensor], tokens: Sequence[Sequence[int]]) -> Canary:
-    """The canary of `model` with `weights` (by the names of its modules) in place of its own, which are not touched."""
-    dtype = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
-    on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
-    # bfloat16 is slow on a CPU, and there no engine of ours computes in it.
-    used = {name: weight.float() if on_cpu and weight.dtype == dtype else weight for name, weight in weights.items()}
-    ids_BS = torch.tensor(tokens, device=next(iter(weights.values())).device)
-    call: Any = functional_call
-    with torch.no_grad():
-        logits_BSV: Tensor = call(model, used, (), {"input_ids": ids_BS, "use_cache": False}, strict=False).logits
+class Singer:
+    """Computes the canary of weights in a shell of `model` that has none of its own: beside the training, which goes on
+    in the model itself. For one thread at a time.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: Sequence[Sequence[int]]) -> None:
+        self._tokens = tokens
+        empty = {id(weight): _empty(weight) for weight in model.parameters()}
+        self._shell = copy.deepcopy(model, cast(dict[int, Any], empty))  # buffers are copied, weights only named
+
+    def sing(self, weights: Mapping[str, Tensor]) -> Canary:
+        """The canary of `weights`, which are named as the model names its modules' own."""
+        dtype = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
+        device = next(iter(weights.values())).device
+        # bfloat16 is slow on a CPU, and there no engine of ours computes in it.
+        wide = device.type == "cpu"
+        used = {name: weight.float() if wide and weight.dtype == dtype else weight for name, weight in weights.items()}
+        logprobs_BS = self._logprobs(used, torch.tensor(self._tokens, device=device))
+        tolerance, mean_tolerance = TOLERANCES.get(dtype, _OTHERS)
+        return Canary(
+            tokens=tuple(tuple(row) for row in self._tokens),
+            logprobs=tuple(tuple(float(value) for value in row) for row in logprobs_BS.cpu()),
+            tolerance=tolerance,
+            mean_tolerance=mean_tolerance,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+
+    @torch.no_grad()
+    def _logprobs(self, weights: Mapping[str, Tensor], ids_BS: Tensor) -> Tensor:
+        call: Any = functional_call
+        logits_BSV: Tensor = call(self._shell, weights, (), {"input_ids": ids_BS, "use_cache": False}).logits
         logprobs_BSV = torch.log_softmax(logits_BSV[:, :-1].float(), dim=-1)
-        logprobs_BS = logprobs_BSV.gather(2, ids_BS[:, 1:, None]).squeeze(2).cpu()
-    tolerance, mean_tolerance = TOLERANCES.get(dtype, _OTHERS)
-    return Canary(
-        tokens=tuple(tuple(row) for row in tokens),
-        logprobs=tuple(tuple(float(value) for value in row) for row in logprobs_BS),
-        tolerance=tolerance,
-        mean_tolerance=mean_tolerance,
-        dtype=str(dtype).removeprefix("torch."),
-    )
+        return logprobs_BSV.gather(2, ids_BS[:, 1:, None]).squeeze(2)
+
+
+def _empty(weight: Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
 
 
 def _number(text: str) -> int:

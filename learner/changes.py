@@ -46,10 +46,14 @@ def host_patterns(tensor: Tensor) -> Patterns:
 
 def changes(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
     """The patches that turn `base` into `new`: two contiguous tensors of one layout on one device."""
-    layout = layout_of(new)
     if new.device.type == "cpu":
-        yield from compare(name, layout, host_patterns(base), host_patterns(new))
-        return
+        return compare(name, layout_of(new), host_patterns(base), host_patterns(new))
+    return changes_on_device(name, base, new)
+
+
+def changes_on_device(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
+    """The same by torch alone: what has not changed stays where it is."""
+    layout = layout_of(new)
     old_N, now_N = _integers(base), _integers(new)
     for start in range(0, new.numel(), _AT_A_TIME):
         end = min(start + _AT_A_TIME, new.numel())
@@ -63,12 +67,25 @@ def changes(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
                 yield patch_of(name, layout, (first, span), indices[low:high], values[low:high])
 
 
+def count_changes(base: Tensor, new: Tensor, most: int | None = None) -> int:
+    """How many elements differ, of all or of the first `most`: far cheaper than to find out which."""
+    old_N, now_N = _integers(base)[:most], _integers(new)[:most]
+    if new.device.type == "cpu":
+        return int(np.count_nonzero(_on_host(old_N) != _on_host(now_N)))
+    return int((old_N != now_N).sum())
+
+
 def apply(patch: Patch, tensor: Tensor) -> None:
     """Write the values of a patch into a contiguous tensor on any device, in place."""
-    flat_N = _integers(tensor)
-    if flat_N.device.type == "cpu":
+    if tensor.device.type == "cpu":
         patch.apply(host_patterns(tensor))
-        return
+    else:
+        apply_on_device(patch, tensor)
+
+
+def apply_on_device(patch: Patch, tensor: Tensor) -> None:
+    """The same by torch alone."""
+    flat_N = _integers(tensor)
     values_C = _tensor(np.array(patch.values).view(f"<{_signed(patch)}")).to(flat_N.device)
     if patch.indices is None:
         flat_N[patch.start : patch.start + patch.span] = values_C

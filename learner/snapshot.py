@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from common.weights import Canary
-from learner.canary import sing
+from learner.canary import Singer
 from learner.model import named_weights
 
 
@@ -28,14 +29,15 @@ class Origin:
 class Snapshot:
     """The weights of a version. tensors: as a Hugging Face checkpoint names them, contiguous, on the learner's device.
 
-    updates: optimiser updates since the snapshot before; None if it repeats weights that had a version before.
+    updates: optimiser updates since the snapshot before; None if it repeats weights that had a version before. sing:
+    computes its canary, in a thread that may take the time.
     """
 
     version: int
     origin: Origin
     tensors: Mapping[str, Tensor]
     updates: int | None = 0
-    canary: Canary | None = None
+    sing: Callable[[], Canary] | None = None
     seconds: float = 0.0
 
 
@@ -49,7 +51,7 @@ class Snapshots:
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, canary: Sequence[Sequence[int]] = ()) -> None:
         self._model = model
         self._dtype = dtype
-        self._canary = canary
+        self._singer = Singer(model, canary) if canary else None
         self._used: dict[int, dict[str, Tensor]] = {}
         self._free: list[dict[str, Tensor]] = []
 
@@ -61,10 +63,10 @@ class Snapshots:
                 copies[name] = torch.empty(weight.shape, dtype=self._target(weight), device=weight.device)
             copies[name].copy_(weight)
         self._used[version] = copies
-        canary = sing(self._model, copies, self._canary) if self._canary else None
+        singer = self._singer
         original = cast(dict[str, Tensor], revert_weight_conversion(self._model, dict(copies)))
         tensors = {name: tensor.contiguous() for name, tensor in original.items()}
-        return Snapshot(version, origin, tensors, updates, canary)
+        return Snapshot(version, origin, tensors, updates, partial(singer.sing, copies) if singer else None)
 
     def give_back(self, snapshot: Snapshot) -> None:
         """Nobody reads this snapshot any more: its memory is for the next one."""

@@ -24,10 +24,12 @@ from common.stores.fetching import fetch
 from common.stores.storage import WeightStorage, manifest_at
 from common.tensor_file import Layout, TensorFile
 from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Manifest, PublicationKind, location_of
-from learner.changes import apply, are_same, changes, host_patterns, layout_of
+from learner.changes import apply, are_same, changes, count_changes, host_patterns, layout_of
 from learner.retention import expendable
 from learner.snapshot import Snapshot
 
+_SAMPLE = 4096
+_DENSE = 0.9
 DELTA, ANCHOR = PublicationKind.DELTA, PublicationKind.ANCHOR
 
 
@@ -57,7 +59,7 @@ class _Draft:
     snapshot: Snapshot
     layouts: dict[str, Layout]
     tensors: dict[str, str] = field(default_factory=dict[str, str])
-    size: DeltaSize | None = None
+    changes: int | None = None
 
     @property
     def full_bytes(self) -> int:
@@ -68,7 +70,7 @@ class _Draft:
     def changed(self) -> float | None:
         """The share of elements that have changed; None if there was nothing to compare with."""
         elements = sum(layout.elements for layout in self.layouts.values())
-        return None if self.size is None else self.size.changed / max(1, elements)
+        return None if self.changes is None else self.changes / max(1, elements)
 
 
 def _kept(_: Snapshot) -> None:
@@ -79,8 +81,10 @@ class WeightStore:
     """Writes versions for one learner. Every call blocks; calls come one after another.
 
     A version is a delta on the one before it, but an anchor where there is none (after a start, after a failure), where
-    tensors have other names, shapes or dtypes, every `anchor_every` versions, and where the deltas since the last
-    anchor would weigh more than an anchor. release: told of every snapshot that is not needed here any more.
+    tensors have other names, shapes or dtypes, where nearly everything has changed, every `anchor_every` versions, and
+    where the deltas since the last anchor would weigh more than an anchor.
+
+    release: told of every snapshot that is not needed here any more.
     """
 
     def __init__(
@@ -147,13 +151,15 @@ class WeightStore:
         """Put the files of a version into a directory."""
         path = directory / DELTA_FILE
         base = self._base_for(draft)
-        if base is None:
-            self._digest(draft)
-        else:
+        size: DeltaSize | None = None
+        if base is not None and not self._is_dense(base.tensors, draft):
             with path.open("wb") as file:
                 patches = self._compare(base.tensors, draft)
-                draft.size = write_delta(file, patches, base=base.version, version=draft.snapshot.version)
-        kind = DELTA if base and draft.size and self._is_worth(draft.size.bytes) else ANCHOR
+                size = write_delta(file, patches, base=base.version, version=draft.snapshot.version)
+            draft.changes = size.changed
+        else:
+            self._digest(draft)
+        kind = DELTA if size is not None and self._is_worth(size.bytes) else ANCHOR
         if kind is ANCHOR:
             path.unlink(missing_ok=True)
             path = directory / ANCHOR_FILE
@@ -168,6 +174,15 @@ class WeightStore:
         if base is None or {name: layout_of(tensor) for name, tensor in base.tensors.items()} != draft.layouts:
             return None
         return base
+
+    def _is_dense(self, base: Mapping[str, Tensor], draft: _Draft) -> bool:
+        """Whether so much differs from `base` that a delta would be an anchor by another name; a sample tells."""
+        tensors = draft.snapshot.tensors
+        sampled = sum(min(_SAMPLE, tensor.numel()) for tensor in tensors.values())
+        if sum(count_changes(base[name], tensor, _SAMPLE) for name, tensor in tensors.items()) <= _DENSE * sampled:
+            return False
+        draft.changes = sum(count_changes(base[name], tensor) for name, tensor in tensors.items())
+        return True
 
     def _is_worth(self, delta_bytes: int) -> bool:
         """Whether the next version may be a delta of this size."""
@@ -220,7 +235,7 @@ class WeightStore:
             digests=DigestKind.BLAKE3,
             full_bytes=draft.full_bytes,
             changed=draft.changed,
-            canary=snapshot.canary,
+            canary=snapshot.sing() if snapshot.sing else None,
         )
 
     def _prove(self, manifest: Manifest, draft: _Draft) -> None:

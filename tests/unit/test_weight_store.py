@@ -22,7 +22,7 @@ from common.stores.directory import DirectoryStorage
 from common.stores.object_store import ObjectStorage
 from common.stores.storage import manifest_at
 from common.tensor_file import TensorFile
-from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Manifest, PublicationKind, decode_manifest, verify
+from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, PublicationKind, decode_manifest, verify
 from learner.snapshot import Origin, Snapshot
 from learner.weight_store import WeightStore
 
@@ -130,6 +130,14 @@ def test_an_anchor_comes_every_so_many_versions(tmp_path: Path) -> None:
         store.write(snapshot(version, stepped(version)))
     assert kinds(store) == ["anchor", "delta", "delta", "anchor", "delta", "delta", "anchor"]
     assert manifest_at(store.storage, 4).changed == pytest.approx(0.02, rel=0.3)
+
+
+def test_an_anchor_comes_when_nearly_everything_has_changed(store: WeightStore) -> None:
+    store.write(snapshot(1))
+    manifest = store.write(snapshot(2, stepped(2, share=1.0))).manifest
+    assert (manifest.kind, manifest.base) == (ANCHOR, 0)
+    assert manifest.changed == pytest.approx(1.0, abs=0.01)
+    assert store.write(snapshot(3, stepped(3, stepped(2, share=1.0)))).manifest.base == 2
 
 
 def test_an_anchor_comes_when_the_deltas_would_weigh_more_than_one(store: WeightStore) -> None:
@@ -274,5 +282,7 @@ def test_the_same_through_an_object_store(tmp_path: Path) -> None:
 
 
 def test_a_manifest_tells_the_canary_of_its_snapshot(store: WeightStore) -> None:
-    manifest: Manifest = store.write(replace(snapshot(1), canary=None)).manifest
-    assert manifest.canary is None
+    canary = Canary(((1, 2),), ((-0.5,),), 1e-3, 1e-4, "float32")
+    assert store.write(replace(snapshot(1), sing=lambda: canary)).manifest.canary == canary
+    assert manifest_at(store.storage, 1).canary == canary
+    assert store.write(snapshot(2)).manifest.canary is None
