@@ -83,6 +83,7 @@ def line(phase: str | float, versions: list[Version]) -> str:
     overall = full * len(versions) / sum(v.manifest.bytes for v in versions)
     times = (
         middle(v.snapshot_s for v in deltas),
+        middle(v.publication.canary_s for v in deltas),
         middle(v.publication.encode_s for v in deltas),
         middle(v.publication.write_s for v in deltas),
         middle(v.timings.fetch_s for v in deltas),
@@ -110,7 +111,7 @@ def main() -> None:
         print(f"{parameters / 1e6:.1f} million parameters, published as {asked.dtype}; GRPO at a learning rate, or SFT")
         print(
             "   phase versions anchors   changed  bytes/delta  smaller  overall"
-            "  snapshot    encode     write     fetch    decode     apply     prove   (ms, medians)"
+            "  snapshot    canary    encode     write     fetch    decode     apply     prove   (ms, medians)"
         )
         for phase, versions in publish(asked.versions, getattr(torch, asked.dtype)):
             print(line(phase, versions), flush=True)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # A counter that appears with its first event hides that event from increase(): labels that are known begin at zero.
 _QUARANTINED = ("requests", "groups", "outcomes", "score_tasks", "demonstrations")
-_STAGES = ("snapshot", "encode", "write", "total")
+_STAGES = ("snapshot", "canary", "encode", "write", "total")
 _STORED = ("checkpoint", "weight version")
 
 
@@ -69,7 +69,9 @@ class GeneratorMetrics:
         self.pause = Histogram(
             "tributary_weight_pause_seconds", "Pause per update", buckets=_SECONDS, registry=registry
         )
-        self.fetched_bytes = Counter("tributary_weight_fetched_bytes_total", "Bytes of weights fetched", registry=registry)
+        self.fetched_bytes = Counter(
+            "tributary_weight_fetched_bytes_total", "Bytes of weights fetched", registry=registry
+        )
         self.reseeds = Counter(
             "tributary_weight_reseeds_total", "Weights begun again with an anchor after a failure", registry=registry
         )

@@ -106,7 +106,9 @@ class Learner:
 
     def _make_publisher(self, process: Process) -> Publisher:
         settings, release = process.settings, self._snapshots.give_back
-        store = WeightStore(storage_to_write(settings), settings.weights.anchor_every, release=release)
+        store = WeightStore(
+            storage_to_write(settings), settings.weights.anchor_every, scratch=settings.run.directory, release=release
+        )
         return Publisher(process, store, self._metrics, lost=self._lose, release=release)
 
     async def _resume(self) -> None:

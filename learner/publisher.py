@@ -152,6 +152,7 @@ class Publisher:
         manifest, metrics = publication.manifest, self._metrics
         stages = {
             "snapshot": snapshot.seconds,
+            "canary": publication.canary_s,
             "encode": publication.encode_s,
             "write": publication.write_s,
             "total": snapshot.seconds + seconds,
@@ -173,6 +174,7 @@ class Publisher:
             "full_bytes": manifest.full_bytes,
             "changed": manifest.changed,
             "snapshot_s": round(snapshot.seconds, 6),
+            "canary_s": round(publication.canary_s, 6),
             "encode_s": round(publication.encode_s, 6),
             "write_s": round(publication.write_s, 6),
             "seconds": round(stages["total"], 6),

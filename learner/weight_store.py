@@ -5,6 +5,7 @@ v000012/  model.safetensors (anchor) or model.delta  manifest.json
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
@@ -20,14 +22,15 @@ from common.deltas import DeltaSize, Patch, read_patches, write_delta
 from common.digests import DigestKind, digest, file_digest
 from common.durable import NotWritten
 from common.errors import WeightsError
-from common.stores.fetching import fetch
+from common.stores.fetching import fetch, prove
 from common.stores.storage import WeightStorage, manifest_at
 from common.tensor_file import Layout, TensorFile
-from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Manifest, PublicationKind, location_of
+from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, Manifest, PublicationKind, location_of
 from learner.changes import apply, are_same, changes, count_changes, host_patterns, layout_of
 from learner.retention import expendable
 from learner.snapshot import Snapshot
 
+_READ_BACK = ".read-back-"
 _SAMPLE = 4096
 _DENSE = 0.9
 DELTA, ANCHOR = PublicationKind.DELTA, PublicationKind.ANCHOR
@@ -38,6 +41,7 @@ class Publication:
     """A version that was written, read back and found right. encode_s: comparing and coding; write_s: all the rest."""
 
     manifest: Manifest
+    canary_s: float
     encode_s: float
     write_s: float
 
@@ -58,6 +62,7 @@ class _Draft:
 
     snapshot: Snapshot
     layouts: dict[str, Layout]
+    canary: Canary | None
     tensors: dict[str, str] = field(default_factory=dict[str, str])
     changes: int | None = None
 
@@ -84,7 +89,8 @@ class WeightStore:
     tensors have other names, shapes or dtypes, where nearly everything has changed, every `anchor_every` versions, and
     where the deltas since the last anchor would weigh more than an anchor.
 
-    release: told of every snapshot that is not needed here any more.
+    scratch: a directory for what is read back from a store that is elsewhere; None: the system's. release: told of
+    every snapshot that is not needed here any more.
     """
 
     def __init__(
@@ -92,11 +98,13 @@ class WeightStore:
         storage: WeightStorage,
         anchor_every: int = 50,
         *,
+        scratch: Path | None = None,
         release: Callable[[Snapshot], None] = _kept,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.storage = storage
         self._anchor_every = anchor_every
+        self._scratch = scratch
         self._release = release
         self._clock = clock
         self._base: Snapshot | None = None
@@ -106,6 +114,8 @@ class WeightStore:
 
     def open(self) -> list[int]:
         """The versions that are there, ascending, after what a killed writer left unfinished has been removed."""
+        for left in self._scratch.glob(f"{_READ_BACK}*") if self._scratch else ():
+            shutil.rmtree(left, ignore_errors=True)
         self.storage.sweep()
         return self.storage.versions()
 
@@ -125,8 +135,10 @@ class WeightStore:
             raise
 
     def _write(self, snapshot: Snapshot) -> Publication:
+        asked_s = self._clock()
+        canary = snapshot.sing() if snapshot.sing else None
         began_s = self._clock()
-        draft = _Draft(snapshot, {name: layout_of(tensor) for name, tensor in snapshot.tensors.items()})
+        draft = _Draft(snapshot, {name: layout_of(tensor) for name, tensor in snapshot.tensors.items()}, canary)
         with self.storage.publishing(location_of(snapshot.version)) as directory:
             manifest = self._fill(directory, draft)
             encoded_s = self._clock()
@@ -138,7 +150,7 @@ class WeightStore:
         self._enter(manifest)
         self._drop_base()
         self._base = snapshot
-        return Publication(manifest, encoded_s - began_s, self._clock() - encoded_s)
+        return Publication(manifest, began_s - asked_s, encoded_s - began_s, self._clock() - encoded_s)
 
     def prune(self, keep: int, fetching: set[int]) -> None:
         """Remove what is older than the newest `keep` anchors and is no part of a chain that somebody fetches."""
@@ -235,25 +247,35 @@ class WeightStore:
             digests=DigestKind.BLAKE3,
             full_bytes=draft.full_bytes,
             changed=draft.changed,
-            canary=snapshot.sing() if snapshot.sing else None,
+            canary=draft.canary,
         )
 
     def _prove(self, manifest: Manifest, draft: _Draft) -> None:
         """Read a version back from where it lies; a delta must turn the base into the snapshot, bit by bit."""
-        with tempfile.TemporaryDirectory(prefix="read-back-") as scratch:
-            paths = fetch(self.storage, manifest, Path(scratch), self._heed)
-            base = self._base
-            if base is None or manifest.kind is not DELTA:
-                return
-            try:
-                for patch in read_patches(paths[DELTA_FILE].read_bytes(), draft.layouts):
-                    apply(patch, base.tensors[patch.name])
-                for name, tensor in draft.snapshot.tensors.items():
-                    if not are_same(base.tensors[name], tensor):
-                        raise WeightsError(f"the delta of version {manifest.version} does not bring {name} about")
-            except WeightsError:
-                self._drop_base()  # it is neither one version nor the other now
-                raise
+        base = self._base
+        if base is None or manifest.kind is not DELTA:
+            prove(self.storage, manifest, self._heed)
+            return
+        try:
+            if self._scratch is not None:
+                self._scratch.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=_READ_BACK, dir=self._scratch) as place:
+                delta = fetch(self.storage, manifest, Path(place), self._heed)[DELTA_FILE]
+                self._follow(base, np.memmap(delta, np.uint8, "r").data, draft)
+        except OSError as error:
+            raise WeightsError(f"weight version {manifest.version} cannot be read back: {error}") from error
+
+    def _follow(self, base: Snapshot, delta: memoryview, draft: _Draft) -> None:
+        """Apply a delta to the base, as a generator does; WeightsError if that does not give the snapshot."""
+        try:
+            for patch in read_patches(delta, draft.layouts):
+                apply(patch, base.tensors[patch.name])
+            for name, tensor in draft.snapshot.tensors.items():
+                if not are_same(base.tensors[name], tensor):
+                    raise WeightsError(f"the delta of version {draft.snapshot.version} does not bring {name} about")
+        except WeightsError:
+            self._drop_base()  # it is neither one version nor the other now
+            raise
 
     def _drop_base(self) -> None:
         if self._base is not None:

@@ -44,6 +44,17 @@ def fetch(
     return paths
 
 
+def prove(storage: WeightStorage, manifest: Manifest, heed: Callable[[], None] = _unheeded) -> None:
+    """Read a publication back from a store, block by block; WeightsError unless all of it is what the manifest says."""
+    for name, (size, digest) in manifest.files.items():
+        running = manifest.digests.start()
+        for at in range(0, size, BLOCK):
+            heed()
+            running.update(storage.read(manifest.location, name, at, min(BLOCK, size - at)))
+        if storage.size(manifest.location, name) != size or running.hexdigest() != digest:
+            raise WeightsError(f"weight version {manifest.version}: {name} does not read back as it was written")
+
+
 def _fetch_file(storage: WeightStorage, manifest: Manifest, name: str, path: Path, heed: Callable[[], None]) -> None:
     """Bring one file here in blocks; a part that is here already is kept."""
     size = manifest.files[name][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from common.weights import MANIFEST_FILE, location_of, version_at
 _S3 = {
     "config_kwargs": {"connect_timeout": TIMEOUT_S, "read_timeout": TIMEOUT_S, "retries": {"max_attempts": 3}},
 }
+
+
+_PREFIX = ".publication-"
 
 
 class ObjectStorage:
@@ -48,7 +52,7 @@ class ObjectStorage:
         try:
             if self._scratch is not None:
                 self._scratch.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="publication-", dir=self._scratch) as name:
+            with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=self._scratch) as name:
                 yield Path(name)
                 self._send(Path(name), location)
         except OSError as error:
@@ -92,7 +96,9 @@ class ObjectStorage:
                 self._files.rm_file(path)
 
     def sweep(self) -> None:
-        """Remove versions without a manifest."""
+        """Remove versions without a manifest, and what was being put together."""
+        for unsent in self._scratch.glob(f"{_PREFIX}*") if self._scratch else ():
+            shutil.rmtree(unsent, ignore_errors=True)
         whole = set(self.versions())
         with self._reading("", ""):
             found = self._files.glob(f"{escape(self._root)}/v*/*")

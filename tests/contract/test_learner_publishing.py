@@ -142,7 +142,7 @@ async def test_versions_are_told_with_what_they_cost_and_saved(rig: Rig, tmp_pat
     assert [(p["kind"], p["base"]) for p in told] == [("anchor", 0), ("delta", 1), ("delta", 2)]
     assert told[0]["changed"] is None
     assert all(0 < p["changed"] < 1 and p["bytes"] < p["full_bytes"] for p in told[1:])
-    parts = ("snapshot_s", "encode_s", "write_s")
+    parts = ("snapshot_s", "canary_s", "encode_s", "write_s")
     assert all(0 < sum(p[part] for part in parts) <= p["seconds"] for p in told)
     assert shown(rig, "publication_changed_ratio") == pytest.approx(told[2]["changed"])
     assert shown(rig, "publication_full_bytes_total") == sum(p["full_bytes"] for p in told)

@@ -10,7 +10,7 @@ import torch
 from tiny_policy import tiny_model
 
 from common.weights import Canary
-from learner.canary import TOLERANCES, Singer, canary_tokens
+from learner.canary import FLOAT32_TOLERANCE, Singer, canary_tokens, tolerances
 from learner.snapshot import Origin, Snapshots
 
 TOKENS = canary_tokens("run", 0, 16, 12)
@@ -85,7 +85,7 @@ def test_the_canary_is_what_the_model_itself_says_of_the_sequences() -> None:
     expected = torch.log_softmax(logits, -1).gather(2, torch.tensor(TOKENS)[:, 1:, None]).squeeze(2)
     assert np.allclose(canary.logprobs, expected.detach().numpy(), atol=1e-6)
     assert (canary.tokens, canary.dtype) == (TOKENS, "float32")
-    assert (canary.tolerance, canary.mean_tolerance) == TOLERANCES[torch.float32]
+    assert (canary.tolerance, canary.mean_tolerance) == FLOAT32_TOLERANCE
 
 
 def test_the_canary_sings_of_the_weights_as_they_were_taken_and_are_published() -> None:
@@ -123,6 +123,25 @@ def test_a_stale_output_head_is_far_outside_the_tolerance(tied: bool) -> None:
     model.lm_head.weight = torch.nn.Parameter(stale_head)
     assert worst(right, song(model)) > 10 * right.tolerance
     assert worst(right, right) == 0
+
+
+def test_what_arithmetic_explains_grows_with_the_spread_of_the_logits_in_bfloat16_only() -> None:
+    assert tolerances(torch.float32, 9.0) == FLOAT32_TOLERANCE
+    assert tolerances(torch.bfloat16, 0.3) == (0.15, 0.05)
+    assert tolerances(torch.bfloat16, 10.0) == pytest.approx((2.5, 0.8))
+
+
+@pytest.mark.parametrize("scale", [1, 30])
+def test_bfloat16_arithmetic_stays_inside_its_tolerance(scale: float) -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale * 10)
+        ids = torch.tensor(TOKENS)
+        said = torch.log_softmax(model(ids).logits[:, :-1].float(), -1).gather(2, ids[:, 1:, None]).squeeze(2)
+    canary = song(model.float(), torch.bfloat16)
+    differences = np.abs(np.subtract(canary.logprobs, said.numpy()))
+    assert 0 < differences.max() < canary.tolerance
+    assert differences.mean() < canary.mean_tolerance
 
 
 def test_a_shell_holds_no_weights_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -12,7 +13,7 @@ from common.digests import DigestKind, digest
 from common.durable import NotWritten
 from common.errors import SettingsError, WeightsError
 from common.stores.directory import DirectoryStorage
-from common.stores.fetching import fetch
+from common.stores.fetching import fetch, prove
 from common.stores.object_store import ObjectStorage
 from common.stores.storage import BLOCK, WeightStorage, manifest_at
 from common.weights import MANIFEST_FILE, Manifest, PublicationKind, location_of
@@ -117,6 +118,22 @@ def test_files_without_a_manifest_are_no_version_and_are_swept_away(tmp_path: Pa
     assert not files.exists("/killed-while-sending/v000002/model.safetensors")
     assert storage.versions() == [1]
     assert files.exists("/killed-while-sending/notes.txt")
+
+
+def test_what_was_being_put_together_when_the_writer_was_killed_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / ".publication-x").mkdir()
+    (tmp_path / ".publication-x" / "model.safetensors").write_bytes(b"half")
+    ObjectStorage("memory://swept", tmp_path).sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_publication_is_proved_where_it_lies(opened: Opened, tmp_path: Path) -> None:
+    storage = opened(tmp_path)
+    manifest = put(storage, 1, bytes(BLOCK + 1))
+    prove(storage, manifest)
+    for size, proof in ((BLOCK + 1, "00"), (BLOCK, digest(bytes(BLOCK))), (BLOCK + 2, "00")):
+        with pytest.raises(WeightsError):
+            prove(storage, replace(manifest, files={"model.safetensors": (size, proof)}))
 
 
 def test_a_place_that_takes_nothing_is_said(tmp_path: Path) -> None:
