@@ -144,7 +144,9 @@ class FakeEngine:
         """Hold another version. `broken_updates` more of them break half-way; tensors called `foreign` are refused."""
         names = sorted(TensorFile(update.path).layouts)
         if names == ["foreign"]:
-            raise WeightUpdateFailed(f"version {update.version} is refused, version {self.version} stays: other tensors")
+            raise WeightUpdateFailed(
+                f"version {update.version} is refused, version {self.version} stays: other tensors"
+            )
         self.updates.append(update)
         if self.broken_updates:
             self.broken_updates -= 1

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from common.deltas import compare, write_delta
 from common.digests import DigestKind, digest, file_digest
 from common.stores.storage import WeightStorage
-from common.tensor_file import PATTERN_TYPES, Layout
+from common.tensor_file import PATTERN_TYPES, Layout, TensorFile
 from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, Manifest, PublicationKind, location_of
 
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -26,6 +26,15 @@ def weights(version: int) -> dict[str, NDArray[np.float32]]:
         first.flat[random.integers(0, first.size, 40)] = random.normal(size=40)
         second[number % 64] = number
     return {"model.first": first, "model.second": second, "model.still": np.ones(7, np.float32)}
+
+
+def assert_holds(path: Path, version: int) -> None:
+    """The file is the version, bit by bit."""
+    file = TensorFile(path)
+    expected = weights(version)
+    assert file.layouts.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert file.raw(name).tobytes() == tensor.tobytes(), f"{name} is not that of version {version}"
 
 
 class Publications:
@@ -44,9 +53,7 @@ class Publications:
             (directory / MANIFEST_FILE).write_bytes(manifest.encode())
         return manifest
 
-    def delta(
-        self, version: int, base: int, tensors: Tensors | None = None, canary: Canary | None = None
-    ) -> Manifest:
+    def delta(self, version: int, base: int, tensors: Tensors | None = None, canary: Canary | None = None) -> Manifest:
         """Publish what differs from a version published before."""
         old, new = weights(base), weights(version) if tensors is None else tensors
         with self.storage.publishing(location_of(version)) as directory:

@@ -1,4 +1,4 @@
-"""The canary of an update: does the engine make of fixed token sequences what the learner does with the same weights?"""
+"""The canary of an update: does the engine make of fixed token sequences what the learner made of them?"""
 
 from __future__ import annotations
 

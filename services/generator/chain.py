@@ -23,6 +23,8 @@ def chain(storage: WeightStorage, target: Manifest, held: Manifest | None) -> li
         except WeightsError as error:
             raise WeightsError(f"version {link.version} builds upon {link.base}, which is missing: {error}") from error
         if base.version != link.base:
-            raise WeightsError(f"version {base.version} lies where {link.base} should, upon which {link.version} builds")
+            raise WeightsError(
+                f"version {base.version} lies where {link.base} should, upon which {link.version} builds"
+            )
         links.append(base)  # an older one: every delta's base is, so this ends
     return links[::-1]

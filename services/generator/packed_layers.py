@@ -122,7 +122,7 @@ def _sources(model: nn.Module, available: set[str]) -> Iterator[LayerSources]:
     owners: dict[int, str] = {}
     used: set[str] = set()
     for name, module in model.named_modules():
-        own = {key: value for key, value in module.named_parameters(recurse=False)}
+        own = dict(module.named_parameters(recurse=False))
         if not own:
             continue
         parameters = {key: _names(name, key, fused, available) for key in own}

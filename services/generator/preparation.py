@@ -93,9 +93,7 @@ def is_patchable(model: nn.Module, path: Path) -> bool:
     return published == {parameter.dtype for parameter in model.parameters()}
 
 
-def checkpoint_patches(
-    delta: Path, layouts: dict[str, Layout], device: torch.device
-) -> list[CheckpointWeightPatch]:
+def checkpoint_patches(delta: Path, layouts: dict[str, Layout], device: torch.device) -> list[CheckpointWeightPatch]:
     """The changed elements that a delta tells, on the device: one patch a tensor."""
     runs: dict[str, list[Patch]] = {}
     for patch in read_patches(delta.read_bytes(), layouts):

@@ -9,12 +9,13 @@ never taken for one of them, whenever the process is killed. Every call blocks; 
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from common.deltas import read_head, read_patches
 from common.digests import digest
@@ -49,7 +50,7 @@ class Ready:
 
 
 class WeightCache:
-    """Brings versions here for one generator. limit_bytes: what is kept is removed beyond it, but never what is needed."""
+    """Brings versions here for one generator. limit_bytes: beyond it what is not needed now is removed."""
 
     def __init__(self, storage: WeightStorage, directory: Path, limit_bytes: int) -> None:
         self._storage = storage
@@ -83,8 +84,8 @@ class WeightCache:
     def advance(self, target: Manifest, heed: Callable[[], None] = _unheeded, *, anew: bool = False) -> Ready:
         """Bring `target` here; WeightsError if that is impossible now.
 
-        heed: called now and then; what it raises ends the work. anew: build upon an anchor, not upon what is held, which
-        stays until all that is needed has come.
+        heed: called now and then; what it raises ends the work. anew: build upon an anchor instead of what is held,
+        which stays until all that is needed has come.
         """
         base = None if anew else self._held
         links = chain(self._storage, target, base)
@@ -158,19 +159,17 @@ class WeightCache:
 
     def _patch(self, link: Manifest, delta: Path) -> None:
         """Turn the held version into the next one, in place."""
-        base = self._held
-        with delta.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                head = read_head(view)
-                if base is None or (head.base, head.version) != (base.version, link.version):
-                    held = "nothing" if base is None else f"version {base.version}"
-                    raise WeightsError(
-                        f"a delta of {head.base} to {head.version} as version {link.version}, where {held} is held"
-                    )
-                self._let_go()
-                tensors = TensorFile(self._current, writable=True)
-                for patch in read_patches(view, tensors.layouts):
-                    patch.apply(tensors.patterns(patch.name))
+        base, view = self._held, _mapped(delta)
+        head = read_head(view)
+        if base is None or (head.base, head.version) != (base.version, link.version):
+            held = "nothing" if base is None else f"version {base.version}"
+            raise WeightsError(
+                f"a delta of {head.base} to {head.version} as version {link.version}, where {held} is held"
+            )
+        self._let_go()
+        tensors = TensorFile(self._current, writable=True)
+        for patch in read_patches(view, tensors.layouts):
+            patch.apply(tensors.patterns(patch.name))
         changed = (name for name in link.tensors if base.tensors.get(name) != link.tensors[name])
         self._prove(tensors, link, changed)
         self._hold(link)
@@ -185,7 +184,7 @@ class WeightCache:
                 raise WeightsError(f"weight version {manifest.version}: tensor {name} does not match its digest")
 
     def _hold(self, manifest: Manifest) -> None:
-        """Say that the file holds a version. Not synced to disk: after a power cut the digests tell what it is worth."""
+        """Say that the file holds a version. Nothing is synced: after a power cut the digests tell what it is worth."""
         state = self._directory / _STATE
         unfinished = state.with_suffix(".unfinished")
         unfinished.write_bytes(manifest.encode())
@@ -209,6 +208,11 @@ class WeightCache:
 
     def _unusable(self, error: OSError) -> WeightsError:
         return WeightsError(f"the weight cache {self._directory} cannot be used: {error}: set [weights] cache")
+
+
+def _mapped(path: Path) -> memoryview:
+    """The bytes of a file, mapped into memory."""
+    return memoryview(np.memmap(path, np.uint8, "r")) if path.stat().st_size else memoryview(b"")
 
 
 def _size(path: Path) -> int:
