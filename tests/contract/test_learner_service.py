@@ -261,6 +261,11 @@ async def test_a_disk_that_takes_nothing_is_said_and_training_goes_on(rig: Rig, 
     rig.start()
     steps = await rig.steps(2)
     assert [(s["updated"], s["version"]) for s in steps] == [(True, 1), (True, 2)]
+
+    async def said() -> bool:
+        return len(await rig.events(EventKind.NOTICE)) >= 2
+
+    await rig.until(said)
     notices = sorted(n["text"] for n in await rig.events(EventKind.NOTICE))
     assert len(notices) == 2
     assert "the checkpoint was not written, training goes on" in notices[0]
@@ -270,7 +275,7 @@ async def test_a_disk_that_takes_nothing_is_said_and_training_goes_on(rig: Rig, 
         place.unlink()
     await rig.emit(make_group(n) for n in range(4, 6))
     assert (await rig.steps(3))[2]["version"] == 3
-    assert [p["version"] for p in await rig.published(3)] == [3]
+    assert (await rig.published(3))[-1]["version"] == 3
 
     async def acknowledged() -> bool:
         return await rig.process.delivery.groups.length() == 0
