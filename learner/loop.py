@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
-from common.errors import RedisUnavailable, TributaryError, WeightsError
+from common.config.live import LiveConfig
+from common.errors import RedisUnavailable, TributaryError
 from common.events import EventKind
 from common.metrics import LearnerMetrics
 from common.process import Process
+from common.settings import RunFile
+from common.stores.opening import storage_to_write
 from common.streams import Entry
 from common.wire import encode_group
 from learner.archive import Archive
 from learner.attention import Attention
+from learner.canary import canary_tokens
 from learner.compute import ComputeThread
-from learner.durable import NotWritten
 from learner.gathering import Batch, Gathering
 from learner.inspection import Inspected, Inspection
 from learner.intake import Intake, quarantine
-from learner.model import publication_dtype, published_weights
+from learner.model import longest, publication_dtype, vocabulary
 from learner.outcome import Abandoned, StepOutcome, Verdict
 from learner.publisher import Publisher
 from learner.record import Material, StepRecord, Timeline
+from learner.snapshot import Origin, Snapshot, Snapshots
 from learner.standing import Standing
-from learner.storage_notices import StorageNotices
 from learner.trainer import Trainer
-from learner.weight_store import Origin, WeightStore
+from learner.weight_store import WeightStore
 
 _NOT_FINITE_LIMIT = 3
-_LINEAGE_READ = 200
 _RETRY_S = 2.0
 _WAITS = (
     "training waits until a checkpoint can be written: Redis holds more than checkpoints.unacknowledged_mb of groups "
@@ -44,27 +49,48 @@ class Diverged(TributaryError):
     """Several steps in a row had a loss or gradient that is not finite."""
 
 
+def _snapshots(settings: RunFile, trainer: Trainer) -> Snapshots:
+    """What takes the snapshots of a run, with its canary."""
+    model = trainer.model
+    tokens = canary_tokens(settings.run.name, settings.run.seed, vocabulary(model), longest(settings, model))
+    return Snapshots(model, publication_dtype(settings.model.dtype, trainer.device), tokens)
+
+
 class Learner:
     """One learner from its checkpoint, if there is one, to its last step or until it is told to stop."""
 
-    def __init__(self, process: Process, compute: ComputeThread, trainer: Trainer, intake: Intake) -> None:
+    def __init__(
+        self,
+        process: Process,
+        compute: ComputeThread,
+        trainer: Trainer,
+        intake: Intake,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._process = process
+        self._clock = clock
         self._compute = compute
         self._trainer = trainer
         self._intake = intake
         self._metrics = LearnerMetrics(process.registry)
-        self._metrics.published_at.set_to_current_time()
         self._standing = Standing()
         self._archive = Archive(process, compute, trainer, self._metrics)
         self._attention = Attention(process, self._archive, self._standing, self._metrics)
         self._inspection = Inspection(process, compute, self._metrics)
-        self._publisher = Publisher(process, WeightStore(process.settings.weights_directory))
-        self._notices = StorageNotices(process)
+        self._snapshots = _snapshots(process.settings, trainer)
+        self._publisher = self._make_publisher(process)
+        self._snapshot_s = -math.inf
         self._not_finite = 0
         self._limit = process.settings.learner.max_steps
 
     async def run(self) -> int:
         """Train; the exit code."""
+        try:
+            return await self._live()
+        finally:
+            await self._publisher.close()
+
+    async def _live(self) -> int:
         try:
             await self._resume()
             self._intake.start()
@@ -82,11 +108,18 @@ class Learner:
     def _is_complete(self) -> bool:
         return self._limit is not None and self._standing.step >= self._limit
 
+    def _make_publisher(self, process: Process) -> Publisher:
+        settings, release = process.settings, self._snapshots.give_back
+        store = WeightStore(
+            storage_to_write(settings), settings.weights.anchor_every, scratch=settings.run.directory, release=release
+        )
+        return Publisher(process, store, self._metrics, lost=self._lose, release=release)
+
     async def _resume(self) -> None:
         """Restore the newest checkpoint; generators then get its weights under a new number."""
         standing = self._standing
         restored = await self._archive.restore(standing)
-        announced = await self._publisher.recent(_LINEAGE_READ)
+        announced = await self._publisher.open()
         for manifest in announced:
             standing.lineage.note(manifest.version, manifest.step)
         await self._attention.begin()
@@ -114,7 +147,7 @@ class Learner:
         started_s = time.monotonic()
         live = batch.revision.live
         material = Material.of(batch.groups, self._standing.lineage)
-        version, keep = self._process.version, await self._inspection.is_due()
+        version, keep = self._standing.version, await self._inspection.is_due()
         try:
             outcome = await self._compute.run(
                 lambda: self._trainer.step(live, batch.groups, self._compute.heed, keep_evidence=keep)
@@ -124,11 +157,11 @@ class Learner:
             return
         self._enter(batch, outcome)
         await self._release(batch, outcome)
-        publish_s = await self._publish_if_due(live.publish_every)
+        publish_s = await self._publish_if_due(live)
         record = StepRecord(
             step=self._standing.step,
             revision=batch.revision.number,
-            version=self._process.version,
+            version=self._standing.version,
             algorithm=live.algorithm.kind,
             hints=live.hints.kind,
             material=material,
@@ -196,31 +229,31 @@ class Learner:
             entry = Entry(arrival.entry_id, encode_group(arrival.group))
             await quarantine(self._process, entry, reason, arrival.group.group_id)
 
-    async def _publish_if_due(self, publish_every: int) -> float:
-        """Publish when enough updates have gathered, or when a version is owed; the seconds it took."""
-        started_s = time.monotonic()
-        if self._standing.unpublished >= publish_every or self._standing.owes_version:
-            await self._publish()
-        return time.monotonic() - started_s
+    async def _publish_if_due(self, live: LiveConfig) -> float:
+        """Publish when enough updates have gathered and enough time has passed, or when a version is owed.
 
-    async def _publish(self, *, again: bool = False) -> bool:
-        """Publish the weights as they are, or once `again` after a restore. False if the disk did not take them."""
-        standing, started_s = self._standing, time.monotonic()
-        dtype = publication_dtype(self._process.settings.model.dtype, self._trainer.device)
-        weights = await self._compute.run(lambda: published_weights(self._trainer.model, dtype))
-        try:
-            manifest = await self._publisher.publish(weights, Origin(standing.step, self._process.revision))
-        except (NotWritten, WeightsError) as error:
-            self._metrics.storage_failures.labels("weight version").inc()
-            await self._notices.failed("weight version", error)
-            return False
-        standing.published(manifest.version, again=again)
-        self._metrics.published.inc()
-        self._metrics.published_bytes.inc(manifest.bytes)
-        self._metrics.published_at.set_to_current_time()
-        await self._notices.worked("weight version")
-        await self._publisher.conclude(manifest, time.monotonic() - started_s)
-        return True
+        The seconds that held the step back: those of the snapshot.
+        """
+        now_s = self._clock()
+        due = self._standing.unpublished >= live.publish_every or self._standing.owes_version
+        if due and now_s - self._snapshot_s >= live.publish_min_interval_s:
+            await self._publish()
+        return self._clock() - now_s
+
+    async def _publish(self, *, again: bool = False) -> None:
+        """Give the weights as they are to the publisher, under a new number; `again`: once more, after a restore."""
+        standing = self._standing
+        self._snapshot_s = began_s = self._clock()
+        version = self._publisher.next_version()
+        updates = standing.publish(version, again=again)
+        origin = Origin(standing.step, self._process.revision)
+        snapshot = await self._compute.run(lambda: self._snapshots.take(version, origin, updates))
+        self._publisher.submit(replace(snapshot, seconds=self._clock() - began_s))
+
+    def _lose(self, snapshot: Snapshot) -> None:
+        """A snapshot could not be published: its updates go with the next one."""
+        self._standing.lose(snapshot.updates)
+        self._metrics.unpublished.set(self._standing.unpublished)
 
     async def _finish(self) -> int:
         """The last step is done: publish and save what is not yet, and say so. Tried until it works or we must stop."""
@@ -241,7 +274,9 @@ class Learner:
     async def _settle_last(self) -> bool:
         """Whether nothing is left to publish or to save."""
         standing = self._standing
-        if (standing.unpublished or standing.owes_version) and not await self._publish():
+        if standing.unpublished or standing.owes_version:
+            await self._publish()
+        if not await self._publisher.settled() or standing.owes_version:
             return False
         return not standing.has_news or await self._archive.commit(standing)
 
@@ -252,10 +287,11 @@ class Learner:
         await self._process.redis.hdel(self._process.keys.facts, "finished", "evaluated")  # pyright: ignore
 
     async def _leave(self) -> int:
-        """Told to stop: save what is not saved."""
+        """Told to stop: save what is not saved. A version that is being written gets a little time to be announced."""
         try:
             if self._standing.has_news:
                 await self._archive.commit(self._standing)
+            await self._publisher.settled()
         except RedisUnavailable as error:
             log.warning(str(error))
         return 0

@@ -73,12 +73,6 @@ def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return weights
 
 
-def published_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A copy of the weights on the CPU as a Hugging Face checkpoint holds them; floating ones in `dtype`."""
-    original = cast(dict[str, Tensor], revert_weight_conversion(model, named_weights(model)))
-    return {name: _copied(tensor, dtype) for name, tensor in original.items()}
-
-
 def take_weights(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> None:
     """Take weights that `named_weights` returned. ValueError if they are another model's."""
     ours = named_weights(model)
@@ -89,6 +83,12 @@ def take_weights(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> None:
             weight.copy_(saved[name])
 
 
-def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    target = dtype if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device="cpu", dtype=target, copy=True).contiguous()
+def published_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that are named as `named_weights` names them, as a Hugging Face checkpoint holds them; contiguous."""
+    original = cast(dict[str, Tensor], revert_weight_conversion(model, dict(weights)))
+    return {name: tensor.contiguous() for name, tensor in original.items()}
+
+
+def published_as(weight: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What a weight is published in where floating ones are published in `dtype`."""
+    return dtype if weight.is_floating_point() else weight.dtype

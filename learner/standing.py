@@ -11,12 +11,16 @@ from learner.lineage import Lineage
 
 @dataclass(slots=True)
 class Standing:
-    """Changes only between steps. step: steps done. unpublished: optimiser updates since the last publication.
+    """Changes only between steps. step: steps done. version: the last one that weights were given.
 
-    owes_version: restored weights are not published yet. saved_step: step of the newest checkpoint; None without one.
+    A version counts from its snapshot on, whether or not it is written already: so a resumed run counts as the
+    uninterrupted one did, however fast its disk. unpublished: optimiser updates that no snapshot holds, or only one
+    that was lost. owes_version: restored weights, or those of a lost snapshot, are not published yet. saved_step: step
+    of the newest checkpoint; None without one.
     """
 
     step: int = 0
+    version: int = 0
     unpublished: int = 0
     owes_version: bool = False
     saved_step: int | None = None
@@ -28,20 +32,31 @@ class Standing:
         """Whether anything is not yet in a checkpoint."""
         return self.step != (self.saved_step or 0) or bool(self.ledger.unacknowledged)
 
-    def published(self, version: int, *, again: bool) -> None:
-        """The weights of this step are published; `again`: they count for nothing, a lost number is replaced."""
+    def publish(self, version: int, *, again: bool) -> int | None:
+        """The weights of this step become a version; `again`: that counts for nothing, a lost number is replaced.
+
+        How many updates it is the first to hold; None if it repeats weights.
+        """
         self.owes_version = False
+        self.version = version
+        updates = None if again else self.unpublished
         if again:
             self.lineage.note(version, self.step)
         else:
             self.lineage.publish(version, self.step)
             self.unpublished = 0
+        return updates
 
-    def progress(self, *, version: int, revision: int, updates: int) -> Progress:
+    def lose(self, updates: int | None) -> None:
+        """A version with so many updates could not be written: what it held goes with the next one."""
+        self.owes_version = True
+        self.unpublished += updates or 0
+
+    def progress(self, *, revision: int, updates: int) -> Progress:
         """What a checkpoint notes of it."""
         return Progress(
             step=self.step,
-            version=version,
+            version=self.version,
             revision=revision,
             updates=updates,
             unpublished=self.unpublished,
@@ -54,6 +69,7 @@ class Standing:
     def restore(self, progress: Progress) -> None:
         """Stand where a checkpoint was taken."""
         self.step = self.saved_step = progress.step
+        self.version = progress.version
         self.unpublished = progress.unpublished
         self.owes_version = True
         self.ledger = Ledger(progress.seen, progress.unacknowledged)

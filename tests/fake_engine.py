@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from tiny_tokenizer import ALPHABET, EOS
 
+from common.tensor_file import TensorFile
 from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
 from services.generator.engine import Completion, EngineDead, EngineError, EngineStatistics, WeightUpdateFailed
 from services.generator.engine_settings import EngineSettings
+from services.generator.weight_update import WeightUpdate
 
 ROOT = Path(__file__).resolve().parents[1]
 POISON = ALPHABET.index("z") + 3
@@ -46,6 +48,7 @@ class FakeEngine:
     """Samples one token every `token_s` seconds and member, and scores a sequence in `score_s`.
 
     `calls`: (prompt, n, temperature, max_tokens) of each `sample`. `scored`: (sequence, start) of each `score`.
+    `wrong_by`: by how much the next urgent scores, one after another, are off.
     """
 
     def __init__(self, *, context: int = 64, version: int = 0, token_s: float = 0.0, score_s: float = 0.0) -> None:
@@ -55,6 +58,8 @@ class FakeEngine:
         self.calls: list[tuple[list[int], int, float, int]] = []
         self.scored: list[tuple[list[int], int]] = []
         self.applied: list[int] = []
+        self.updates: list[WeightUpdate] = []
+        self.wrong_by: list[float] = []
         self.broken_updates = 0
         self.closed = False
         self._token_s, self._score_s = token_s, score_s
@@ -109,15 +114,17 @@ class FakeEngine:
             self._running -= n
         return [_completion(tokens, versions) for tokens in wanted]
 
-    async def score(self, tokens: Tokens | list[int], start: int) -> Logprobs:
-        """Minus a hundredth of each token's id."""
+    async def score(self, tokens: Tokens | list[int], start: int, *, urgent: bool = False) -> Logprobs:
+        """Minus a hundredth of each token's id, and what `wrong_by` says more. Urgent ones pass a paused engine."""
         sequence = self._checked(tokens)
         self.scored.append((sequence, start))
         await asyncio.sleep(self._score_s)
-        await self._resumed.wait()
+        if not urgent:
+            await self._resumed.wait()
         if self._death.is_set():
             raise EngineDead("the engine core is gone: restart this generator")
-        return np.asarray(sequence[start:], np.float32) / np.float32(-100)
+        wrong_by = self.wrong_by.pop(0) if urgent and self.wrong_by else 0.0
+        return np.asarray(sequence[start:], np.float32) / np.float32(-100) + np.float32(wrong_by)
 
     def respond(self, prompt: list[int], member: int) -> Tokens:
         """What a member of a draw answers."""
@@ -133,16 +140,22 @@ class FakeEngine:
             raise EngineError(f"token id {max(sequence)} does not fit a vocabulary of {VOCABULARY}")
         return sequence
 
-    async def apply(self, version: int, tensors_path: Path) -> float:
-        """Hold another version. `broken_updates` more of them break half-way; a file that says `foreign` is refused."""
-        if tensors_path.read_bytes() == b"foreign":
-            raise WeightUpdateFailed(f"version {version} is refused, version {self.version} stays: other tensors")
+    async def apply(self, update: WeightUpdate) -> float:
+        """Hold another version. `broken_updates` more of them break half-way; tensors called `foreign` are refused."""
+        names = sorted(TensorFile(update.path).layouts)
+        if names == ["foreign"]:
+            raise WeightUpdateFailed(
+                f"version {update.version} is refused, version {self.version} stays: other tensors"
+            )
+        self.updates.append(update)
         if self.broken_updates:
             self.broken_updates -= 1
             self.healthy = False
-            raise WeightUpdateFailed(f"loading version {version} failed")
-        self.healthy, self.version = True, version
-        self.applied.append(version)
+            raise WeightUpdateFailed(f"loading version {update.version} failed")
+        if not self.healthy and update.changed is not None:
+            raise WeightUpdateFailed(f"version {update.version}: the engine holds mixed weights")
+        self.healthy, self.version = True, update.version
+        self.applied.append(update.version)
         return 0.01
 
     async def until_dead(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from fake_engine import ROOT, FakeEngine, decode, encode
+from publications import Publications, Tensors
 from redis.asyncio import Redis
 from tiny_tokenizer import EOS, write_tokenizer
 
@@ -24,9 +24,10 @@ from common.events import Event, EventKind, EventLog
 from common.keys import Keys
 from common.process import Process
 from common.settings import load_run
+from common.stores.directory import DirectoryStorage
 from common.streams import Delivery
 from common.trajectory import Demonstration, Group, GroupPlan, Outcome, Purpose, Request, Sampling
-from common.weights import Manifest, PublicationKind, WeightAnnouncements
+from common.weights import ANCHOR_FILE, WeightAnnouncements
 from common.wire import decode_group, decode_outcome, encode_request
 from services.generator.service import serve
 
@@ -78,6 +79,7 @@ class GeneratorBench:
         self.keys = Keys("test")
         self.delivery = Delivery(redis, self.keys)
         self.weights = WeightAnnouncements(redis, self.keys)
+        self.publications = Publications(DirectoryStorage(self.settings.weights_directory))
         self._events = EventLog(redis, self.keys)
         self._groups: list[Group] = []
         self._outcomes: list[Outcome] = []
@@ -109,16 +111,13 @@ class GeneratorBench:
         """The last heartbeat of a process; empty if it has sent none."""
         return json.loads(await self.redis.hget(self.keys.processes, name) or "{}")
 
-    async def publish(self, version: int, tensors: bytes = b"tensors", *, damaged: bool = False) -> Path:
-        """Publish a version as a learner does; its directory."""
-        directory = self.directory / "weights" / str(version)
-        directory.mkdir(parents=True)
-        (directory / "model.safetensors").write_bytes(b"damaged" if damaged else tensors)
-        files = {"model.safetensors": (len(tensors), hashlib.sha256(tensors).hexdigest())}
-        kind, location = PublicationKind.ANCHOR, str(directory)
-        await self.weights.announce(
-            Manifest(version, version * 10, 1, kind, 0, location, files, {}, len(tensors), at_s=0.0)
-        )
+    async def publish(self, version: int, tensors: Tensors | None = None, *, damaged: bool = False) -> Path:
+        """Publish a version in full, as a learner does; its directory."""
+        manifest = self.publications.anchor(version, tensors)
+        directory = self.settings.weights_directory / manifest.location
+        if damaged:
+            (directory / ANCHOR_FILE).write_bytes(b"damaged")
+        await self.weights.announce(manifest)
         return directory
 
     def process(self, name: str = "generator-1") -> Process:

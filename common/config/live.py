@@ -45,6 +45,9 @@ class LiveConfig(Frozen):
         default=4, ge=0, le=1000, description="a group more versions behind than this is dropped"
     )
     publish_every: int = Field(default=1, ge=1, le=10_000, description="optimiser steps between weight versions")
+    publish_min_interval_s: float = Field(
+        default=0.0, ge=0, le=86_400, description="seconds from one weight version to the next at least"
+    )
     guards: tuple[Guard, ...] = Field(default=(), max_length=32, description="what is done when a figure runs off")
 
     @model_validator(mode="after")

@@ -13,9 +13,7 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -24,6 +22,7 @@ from common.errors import TributaryError, WeightsError
 from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
 from services.generator.checkpoint_layout import CheckpointLayout, read_layout
 from services.generator.engine_settings import EngineSettings
+from services.generator.weight_update import WeightUpdate
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from services.generator.engine_gauges import EngineGauges
 
 MIN_TEMPERATURE = 0.01
+_LOOK_S = 0.005
+_USUAL, _URGENT = 0, -1
 _CORE_FAREWELL_S = 1.0
 """A core that is told to end has nothing to save; after this it is killed."""
 
@@ -50,12 +51,6 @@ class EngineDead(EngineError):
 
 class WeightUpdateFailed(EngineError):
     """A weight update was refused or broke. `Engine.healthy` tells the two apart: a refused one changed nothing."""
-
-
-class PayloadKind(StrEnum):
-    """How the worker reads what an update brings: each kind is a case of `FileWeightTransfer.receive_weights`."""
-
-    ANCHOR = "anchor"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,16 +142,19 @@ class Engine:
         output = await self._generate(prompt_tokens, _sampling(n, temperature, max_tokens), request_id)
         return [_completion(completion, request_id) for completion in output.outputs]
 
-    async def score(self, tokens: Tokens | list[int], start: int) -> Logprobs:
+    async def score(self, tokens: Tokens | list[int], start: int, *, urgent: bool = False) -> Logprobs:
         """Return log π(tokens[t] | tokens[:t]) for t in [start, T) at temperature 1, all under one weight version.
 
-        start ≥ 1: nothing precedes the first token. A score that an update interrupts is taken again.
+        start ≥ 1: nothing precedes the first token. urgent: before all that waits. A score that an update interrupts is
+        taken again.
         """
         if not 1 <= start <= len(tokens):
             raise EngineError(f"cannot score from {start}: it has to be within 1..{len(tokens)}, the sequence's length")
         while True:
             begun = self._updates_begun
-            output = await self._generate(tokens, _scoring(), f"score-{next(self._scores)}")
+            output = await self._generate(
+                tokens, _scoring(), f"score-{next(self._scores)}", _URGENT if urgent else _USUAL
+            )
             if begun == self._updates_begun:
                 break
         logprobs_T = _logprobs(output.prompt_logprobs, "score")  # T - 1 entries: nothing precedes the first token
@@ -164,38 +162,57 @@ class Engine:
             raise EngineError(f"a score of {len(tokens)} tokens came back with {len(logprobs_T)} log-probs")
         return logprobs_T[start - 1 :]
 
-    async def apply(self, version: int, tensors_path: Path) -> float:
-        """Serve the full weights in `tensors_path` (safetensors, Hugging Face names) as `version`, in flight.
+    async def apply(self, update: WeightUpdate) -> float:
+        """Serve other weights, in flight. Running sequences keep their tokens and go on under the new ones.
 
-        Running sequences keep their tokens and go on under the new weights. Returns how long the engine was paused, in
-        seconds. Raises WeightUpdateFailed. A file that does not hold this model's weights is refused before anything
-        changes. A failure after that leaves the engine paused and `healthy` False until an update completes.
+        What can be prepared is, while sampling goes on. Returns for how long it then stood still, in seconds: from when
+        the core had stopped until it went on. Raises WeightUpdateFailed. A file that does not hold this model's weights
+        is refused before anything changes. A failure after that leaves the engine paused and `healthy` False until an
+        update completes; such a one has to be complete (`WeightUpdate.changed` None).
         """
         async with self._updating:
-            await asyncio.to_thread(self._require_layout, version, tensors_path)
-            return await self._replace(version, {"kind": PayloadKind.ANCHOR.value, "path": str(tensors_path.resolve())})
+            await asyncio.to_thread(self._require_layout, update)
+            if not self.healthy and update.changed is not None:
+                raise WeightUpdateFailed(f"version {update.version}: the engine holds mixed weights: load all of them")
+            if update.changed is not None:
+                await self._prepare(update)
+            return await self._replace(update)
 
-    async def _replace(self, version: int, payload: dict[str, Any]) -> float:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+    async def _prepare(self, update: WeightUpdate) -> None:
+        """Have the workers read, convert and pack beside their work what the pause would otherwise have to wait for."""
+        what, llm = f"preparing version {update.version}", self._llm
+        await self._control(what, llm.collective_rpc("prepare_weights", args=(update.payload(),)))
+        deadline_s = time.monotonic() + self._settings.control_timeout_s
+        while not all(await self._control(what, llm.collective_rpc("weights_prepared"))):
+            if time.monotonic() > deadline_s:
+                raise WeightUpdateFailed(f"{what} took longer than {self._settings.control_timeout_s} s")
+            await asyncio.sleep(_LOOK_S)
 
-        llm, complete = self._llm, False
-        request = WeightTransferUpdateRequest(update_info=payload)
-        began_s = time.perf_counter()
+    async def _replace(self, update: WeightUpdate) -> float:
+        version, complete = update.version, False
         self._updates_begun += 1
         try:
-            pause = llm.pause_generation(mode="keep", clear_cache=self._settings.clear_cache_on_update)
-            await self._control(f"pausing for version {version}", pause)
-            if not self.healthy:
-                await self._control("forgetting the last update", llm.collective_rpc("forget_weight_update"))
-            await self._control(f"starting version {version}", llm.start_weight_update())
-            await self._control(f"loading version {version}", llm.update_weights(request))
-            await self._control(f"finishing version {version}", llm.finish_weight_update(str(version)))
+            await self._control(f"pausing for version {version}", self._pause())
+            began_s = time.perf_counter()
+            load = self._llm.collective_rpc("replace_weights", args=(update.payload(),))
+            await self._control(f"loading version {version}", load)
             self.version = version
-            await self._control(f"resuming with version {version}", llm.resume_generation())
+            await self._control(f"resuming with version {version}", self._label_and_resume(version))
             complete = True
         finally:
             self.healthy = complete
         return time.perf_counter() - began_s
+
+    async def _pause(self) -> None:
+        """As AsyncLLM.pause_generation, but for its 20 ms of sleep: outputs on their way know their version anyway."""
+        clear = self._settings.clear_cache_on_update
+        if clear:
+            await self._llm.renderer.clear_mm_cache_async()
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=clear)
+
+    async def _label_and_resume(self, version: int) -> None:
+        """Two calls at once: the core takes them in the order in which they are sent."""
+        await asyncio.gather(self._llm.update_weight_version(str(version)), self._llm.resume_generation())
 
     @property
     def max_model_len(self) -> int:
@@ -236,16 +253,20 @@ class Engine:
     def _tied(self) -> bool:
         return bool(getattr(self._llm.model_config.hf_text_config, "tie_word_embeddings", False))
 
-    def _require_layout(self, version: int, tensors_path: Path) -> None:
+    def _require_layout(self, update: WeightUpdate) -> None:
         try:
-            layout = read_layout(tensors_path, tied=self._tied)
+            layout = read_layout(update.path, tied=self._tied)
             if self._layout is not None:
-                self._layout.require_same(layout, tensors_path)
+                self._layout.require_same(layout, update.path)
         except WeightsError as error:
-            raise WeightUpdateFailed(f"version {version} is refused, version {self.version} stays: {error}") from error
+            raise WeightUpdateFailed(
+                f"version {update.version} is refused, version {self.version} stays: {error}"
+            ) from error
         self._layout = self._layout or layout
 
-    async def _generate(self, tokens: Tokens | list[int], params: SamplingParams, request_id: str) -> RequestOutput:
+    async def _generate(
+        self, tokens: Tokens | list[int], params: SamplingParams, request_id: str, priority: int = _USUAL
+    ) -> RequestOutput:
         from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -253,7 +274,7 @@ class Engine:
         prompt = tokens_input(self._checked(tokens), cache_salt=str(self.version))
         final = None
         try:
-            async for output in self._llm.generate(prompt, params, request_id):
+            async for output in self._llm.generate(prompt, params, request_id, priority=priority):
                 final = output
         except asyncio.CancelledError:
             await self._llm.abort(request_id)  # a cancellation while it was being added finds nothing to abort itself

@@ -23,6 +23,8 @@ WEIGHT_BACKEND = "tributary"
 FRONT_PID = "TRIBUTARY_ENGINE_FRONT_PID"
 _WORKER_EXTENSION = "services.generator.worker.WorkerExtension"
 _CPU_KV_CACHE_BYTES = 256 << 20
+_SPARE_SEQS = 4
+"""Places beside those that are asked for: the canary need not wait until a long sequence ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class EngineSettings:
             optional |= {"enforce_eager": True, "block_size": 32}
         return AsyncEngineArgs(
             model=self.model,
-            max_num_seqs=self.max_num_seqs,
+            max_num_seqs=self.max_num_seqs + _SPARE_SEQS,
+            scheduling_policy="priority",  # for urgent scores; what has the same priority goes by its arrival
             tensor_parallel_size=self.tensor_parallel_size,
             seed=self.seed,
             logprobs_mode="processed_logprobs",  # the default ignores the temperature

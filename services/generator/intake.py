@@ -47,7 +47,7 @@ class Intake:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.admits = True
         self.finished = 0
-        self._limit = limit
+        self._limit = self._usual_limit = limit
         self._reclaim_after_s = process.settings.generator.reclaim_after_s
         self._drain_s = process.settings.generator.drain_s
         self._process = process
@@ -174,6 +174,25 @@ class Intake:
             await asyncio.wait_for(self._changed.wait(), limit_s)
         except TimeoutError:
             return
+
+    async def shut(self) -> None:
+        """Give up what is in flight, for others to take at once, and take nothing more until `reopen`."""
+        self._limit = 0
+        async with self._taking:  # what is being taken in this moment is given back too
+            tasks = dict(self._held)
+            await end(tasks.values())
+        given_up = [entry_id for entry_id, task in tasks.items() if task.cancelled()]
+        await self._process.patiently(
+            f"give {self._named} back", lambda: self._stream.release(self.consumer, given_up, _LONG_DEAD_MS)
+        )
+        for entry_id in given_up:
+            self._held.pop(entry_id, None)
+        self._changed.set()
+
+    def reopen(self) -> None:
+        """Take entries again."""
+        self._limit = self._usual_limit
+        self._changed.set()
 
     async def drain(self, grace_s: float) -> None:
         """Let entries in flight finish within `grace_s`, then give the rest up for others to take at once."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from common.tasks import together
@@ -18,6 +17,7 @@ from services.generator.engine import Completion, EngineStatistics
 from services.generator.graders import Grade
 from services.generator.tokenizer import Detokenizer
 from services.generator.trajectories import demonstrated, opening, sampled
+from services.generator.weight_update import WeightUpdate
 
 AskGrader = Callable[[str, str], Awaitable[Grade]]
 """(response text, answer) → grade, from wherever graders run. Raises GraderFailed."""
@@ -45,11 +45,11 @@ class SamplingEngine(Protocol):
         """n responses to one prompt."""
         ...
 
-    async def score(self, tokens: Tokens | list[int], start: int) -> Logprobs:
+    async def score(self, tokens: Tokens | list[int], start: int, *, urgent: bool = False) -> Logprobs:
         """Log-probs of tokens[start:]."""
         ...
 
-    async def apply(self, version: int, tensors_path: Path) -> float:
+    async def apply(self, update: WeightUpdate) -> float:
         """Serve other weights; how long that paused sampling, in seconds."""
         ...
 

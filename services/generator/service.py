@@ -11,6 +11,7 @@ from common.errors import WireError
 from common.metrics import GeneratorMetrics
 from common.process import Process
 from common.settings import RunFile
+from common.stores.opening import storage_to_read
 from common.streams import Entry
 from common.trajectory import Purpose, Request
 from common.wire import decode_request, encode_group, encode_outcome, identity
@@ -27,6 +28,7 @@ from services.generator.pulse import Pulse
 from services.generator.refresh import Refresh
 from services.generator.rollouts import Rollouts, SamplingEngine
 from services.generator.tokenizer import Detokenizer, open_detokenizer, require_model
+from services.generator.weight_cache import WeightCache
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,6 @@ class Generator:
         self._engine = engine
         self._metrics = GeneratorMetrics(process.registry)
         self._answerer = Answerer(process.name, engine, Rollouts(engine, grading.grade, detokenize))
-        self._refresh = Refresh(process, engine, self._metrics)
         self._enforcing = asyncio.Lock()  # so that revisions are told in their order
         self._intake = Intake(
             process,
@@ -69,6 +70,7 @@ class Generator:
             limit=process.settings.generator.requests_in_flight,
         )
         self._draining = Draining(process, self._intake)
+        self._refresh = Refresh(process, engine, self._metrics, open_cache(process), self._intake)
         self._pulse = Pulse(
             process,
             engine,
@@ -103,6 +105,7 @@ class Generator:
                 await self._process.enforce(request.revision, step=self._refresh.step)
         try:
             answer = await self._answerer.answer(request)
+            await self._refresh.proved.wait()  # what unproved weights sampled is given out by nobody
             group = b"" if answer.group is None else encode_group(answer.group)
             outcome = encode_outcome(answer.outcome)
         except EngineDead:
@@ -157,4 +160,12 @@ def engine_settings(settings: RunFile, name: str) -> EngineSettings:
         tensor_parallel_size=generator.tensor_parallel_size,
         seed=zlib.crc32(f"{settings.run.seed}:{name}".encode()) >> 1,
         clear_cache_on_update=generator.clear_cache_on_update,
+    )
+
+
+def open_cache(process: Process) -> WeightCache:
+    """Where the generator of a process keeps its weights."""
+    settings = process.settings
+    return WeightCache(
+        storage_to_read(settings), settings.weights_cache / process.name, settings.weights.cache_mb << 20
     )

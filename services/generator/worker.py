@@ -11,8 +11,10 @@ import os
 import select
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,30 +28,37 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from services.generator.engine import PayloadKind
 from services.generator.engine_settings import FRONT_PID, WEIGHT_BACKEND
+from services.generator.packed_layers import PackedLayers
+from services.generator.preparation import Preparation
+from services.generator.weight_update import PayloadKind
 
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class WeightPayload(WeightTransferUpdateInfo):
-    """What one update brings. kind: how `path` is to be read. path: a file that every worker of the engine can open."""
+    """What one update brings: see services.generator.weight_update.WeightUpdate."""
 
     kind: str
     path: str
+    names: list[str] = field(default_factory=list[str])
+    deltas: list[str] = field(default_factory=list[str])
 
 
 class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayload]):
-    """Loads weights from a local file, in checkpoint names, into the model that is being served.
+    """Loads weights from local files, in checkpoint names, into the model that is being served.
 
-    Every payload kind opens and closes its own bracket inside `receive_weights`, because the kinds differ in it: full
-    weights go through vLLM's layer-wise reload (which also re-packs what a kernel had packed), while a sparse patch
-    writes in place and must not. So `start_weight_update` and `finish_weight_update` have nothing to do.
+    A complete load goes through vLLM's layer-wise reload, which knows every model. What is prepared beside the sampling
+    (see Preparation) only has to be put in its place. Every payload kind opens and closes its own bracket inside
+    `receive_weights`, so that `start_weight_update` and `finish_weight_update` have nothing to do.
     """
 
     init_info_cls = WeightTransferInitInfo
     update_info_cls = WeightPayload
+    _preparation: Preparation | None = None
+    _layers: PackedLayers | None = None
+    _layers_sought = False
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
         """Nothing to meet: files need no peer."""
@@ -60,16 +69,29 @@ class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayl
     def finish_weight_update(self) -> None:
         """Nothing to close (see the class)."""
 
+    def prepare(self, payload: WeightPayload) -> None:
+        """Begin to prepare an update, beside the sampling."""
+        self._preparation = Preparation(payload.path, payload.names, payload.deltas)
+        self._preparation.begin(self.model, self.device, self._layers)
+
+    def is_prepared(self) -> bool:
+        """Whether the preparation has ended. Raises what ended it."""
+        return self._preparation is None or self._preparation.is_done()
+
     def receive_weights(self, update_info: WeightPayload) -> None:
         """Load one payload. Whatever it raises leaves mixed weights, which the next complete load replaces."""
+        preparation, self._preparation = self._preparation, None
         match PayloadKind(update_info.kind):
-            case PayloadKind.ANCHOR:
-                self._load_anchor(update_info.path)
+            case PayloadKind.COMPLETE:
+                self._load_complete(update_info.path)
+            case PayloadKind.CHANGED:
+                if preparation is None or preparation.path != update_info.path or not preparation.put_in_place():
+                    self._load_complete(update_info.path)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
 
-    def _load_anchor(self, path: str) -> None:
+    def _load_complete(self, path: str) -> None:
         initialize_layerwise_reload(self.model)
         try:
             self.model.load_weights(_tensors(path))  # pyright: ignore[reportCallIssue] (every served model has it)
@@ -77,6 +99,9 @@ class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayl
             # Also after a failure: a layer left half open would count the next update's tensors on top of these.
             finalize_layerwise_reload(self.model, self.model_config)
         self._repack_tied_head()
+        if self.device.type == "cpu" and not self._layers_sought and self.parallel_config.world_size == 1:
+            self._layers_sought = True
+            self._layers = PackedLayers.learn(self.model, Path(path))
 
     def _repack_tied_head(self) -> None:
         """Pack the output head again where it shares the embedding.
@@ -94,11 +119,26 @@ class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayl
 class WorkerExtension:
     """Methods added to vLLM's worker, called through `collective_rpc`."""
 
+    weight_transfer_engine: FileWeightTransfer
+    start_weight_update: Any
+    update_weights: Any
+    finish_weight_update: Any
     _weight_update_active: bool
 
-    def forget_weight_update(self) -> None:
-        """Close an update that never ended (a control call timed out), so that a new one can start."""
-        self._weight_update_active = False
+    def prepare_weights(self, payload: dict[str, Any]) -> None:
+        """Begin to prepare an update, beside the sampling."""
+        self.weight_transfer_engine.prepare(WeightPayload(**payload))
+
+    def weights_prepared(self) -> bool:
+        """Whether the preparation has ended. Raises what ended it."""
+        return self.weight_transfer_engine.is_prepared()
+
+    def replace_weights(self, payload: dict[str, Any]) -> None:
+        """A whole update in one call. The engine has to be paused."""
+        self._weight_update_active = False  # one that a time limit cut off never ends
+        self.start_weight_update()
+        self.update_weights(payload)
+        self.finish_weight_update()
 
 
 def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:

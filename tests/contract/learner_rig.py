@@ -208,6 +208,17 @@ class Rig:
         """The STEP events, once there are `count`."""
         return await self._at_least(count, EventKind.STEP)
 
+    async def published(self, version: int) -> list[dict[str, Any]]:
+        """The PUBLICATION events, once one is of `version` or a later one."""
+        found: list[dict[str, Any]] = []
+
+        async def enough() -> bool:
+            found[:] = await self.events(EventKind.PUBLICATION)
+            return any(told["version"] >= version for told in found)
+
+        await self.until(enough)
+        return found
+
     async def _at_least(self, count: int, kind: EventKind) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
 
@@ -270,10 +281,10 @@ class Nursery:
                 env=os.environ | environment,
             )
 
-    def start(self) -> int:
-        """A learner's process id."""
+    def start(self, stage: str = "") -> int:
+        """A learner's process id. stage: where it kills itself while it publishes, see publication_deaths.py."""
         assert self._mother.stdin is not None
-        self._mother.stdin.write(b"\n")
+        self._mother.stdin.write(f"{stage}\n".encode())
         self._mother.stdin.flush()
         return self._answer()
 
@@ -294,9 +305,11 @@ _MOTHER = """
 import os, sys
 from common.process import run
 from learner.__main__ import main
-for _ in sys.stdin:
+from tests.contract.publication_deaths import arm
+for stage in sys.stdin:
     child = os.fork()
     if child == 0:
+        arm(stage.strip())
         os._exit(run("learner", main, sys.argv[1:]))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

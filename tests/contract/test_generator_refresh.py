@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine
 from generator_bench import GeneratorBench, request, serving, until
 from redis.asyncio import Redis
 from redis_process import RedisProcess
+from refresh_rig import Clock, failures, following, until_failed, until_held
 
 from common.events import EventKind
-from common.metrics import GeneratorMetrics
-from common.process import Process
-from common.tasks import end
+from common.weights import ANCHOR_FILE
 from services.generator.engine import EngineDead
-from services.generator.refresh import Refresh
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,48 +28,6 @@ def bench(
 ) -> GeneratorBench:
     monkeypatch.setenv("REDIS_URL", redis_server.url)
     return GeneratorBench(tmp_path, client())
-
-
-@asynccontextmanager
-async def following(
-    bench: GeneratorBench, engine: FakeEngine, clock: Callable[[], float]
-) -> AsyncIterator[tuple[Process, asyncio.Task[None]]]:
-    """A refresh that has caught up and follows."""
-    process = bench.process()
-    refresh = Refresh(process, engine, GeneratorMetrics(process.registry), clock)
-    await refresh.catch_up()
-    task = asyncio.create_task(refresh.follow())
-    yield process, task
-    await end([task])
-    await process.redis.aclose()
-
-
-class Clock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def failures(process: Process) -> float | None:
-    return process.registry.get_sample_value("tributary_weight_update_failures_total")
-
-
-async def until_failed(process: Process, times: int) -> None:
-    async def failed() -> bool:
-        return failures(process) == times
-
-    await until(failed)
-
-
-async def until_held(process: Process, version: int) -> None:
-    async def held() -> bool:
-        return process.version == version
-
-    await until(held)
 
 
 async def test_the_newest_version_is_applied_before_the_first_request(bench: GeneratorBench) -> None:
@@ -86,7 +42,10 @@ async def test_the_newest_version_is_applied_before_the_first_request(bench: Gen
     [group] = await bench.groups()
     assert group.oldest_version == 3
     [update] = await bench.events(EventKind.UPDATE)
-    assert update.data.keys() == {"generator", "version", "pause_s", "apply_s", "fetch_s"}
+    assert update.data.keys() == {
+        *("generator", "version", "bytes", "canary"),
+        *("pause_s", "apply_s", "fetch_s", "canary_s"),
+    }
     assert (update.data["generator"], update.data["version"], update.data["pause_s"]) == ("generator-1", 3, 0.01)
     assert process.registry.get_sample_value("tributary_weight_pause_seconds_count") == 1
 
@@ -119,17 +78,22 @@ async def test_a_version_that_is_not_whole_is_refused_and_the_old_one_goes_on(
     async with following(bench, engine, Clock()) as (process, _):
         match damage:
             case "changed":
-                await bench.publish(2, damaged=True)
+                manifest = bench.publications.anchor(2)
+                path = bench.settings.weights_directory / manifest.location / ANCHOR_FILE
+                path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+                await bench.weights.announce(manifest)
             case "cut":
-                await bench.publish(2, b"tensor\x00\x00", damaged=True)
+                await bench.publish(2, damaged=True)
             case "foreign":
-                await bench.publish(2, b"foreign")
+                await bench.publish(2, {"foreign": np.zeros(3, np.float32)})
             case _:
-                shutil.move(await bench.publish(2), bench.directory / "elsewhere")
+                manifest = bench.publications.anchor(2)
+                shutil.move(bench.settings.weights_directory / manifest.location, bench.directory / "elsewhere")
+                await bench.weights.announce(manifest)
         await until_failed(process, 1)
         assert (engine.version, process.version, engine.applied) == (1, 1, [1])
         [notice] = await bench.events(EventKind.NOTICE)
-        assert notice.data["text"].startswith("generator-1: weight version 2: ")
+        assert notice.data["text"].startswith("generator-1: version 2 is not applied: ")
         assert notice.data["text"].endswith("it goes on with version 1")
         await bench.publish(3)
         await until_held(process, 3)
@@ -146,7 +110,8 @@ async def test_a_failed_version_is_tried_again_after_a_growing_wait(bench: Gener
         clock.now_s = 1.1
         await until_failed(process, 2)
         clock.now_s = 3.2
-        (directory / "model.safetensors").write_bytes(b"tensors")
+        shutil.rmtree(directory)
+        bench.publications.anchor(1)
         await until_held(process, 1)
         assert failures(process) == 2
 

@@ -206,14 +206,15 @@ async def test_a_learner_told_to_stop_while_redis_is_away_still_saves(
 
 
 async def test_restored_weights_are_published_under_a_higher_number(rig: Rig) -> None:
-    await rig.emit(make_group(n) for n in range(12))
     rig.start()
-    await rig.steps(6)
+    for version in range(1, 7):
+        await rig.emit([make_group(2 * version), make_group(2 * version + 1)])
+        await rig.published(version)
     await rig.crash()
     rig.start()
-    await rig.steps(8)
-    published = [(p["version"], p["step"]) for p in await rig.events(EventKind.PUBLICATION)]
-    assert published[:7] == [*((n, n) for n in range(1, 7)), (7, 4)]
+    published = [(p["version"], p["step"], p["kind"]) for p in await rig.published(7)]
+    assert [told[:2] for told in published[:7]] == [*((n, n) for n in range(1, 7)), (7, 4)]
+    assert published[6][2] == "anchor"
 
 
 async def test_staleness_is_counted_along_the_surviving_history(rig: Rig) -> None:

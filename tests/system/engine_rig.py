@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.generator.engine import Completion
+from services.generator.weight_update import WeightUpdate
 
 # Importing vLLM imports parts of torch that torch deprecates.
 ENGINE_MARKS = [
@@ -33,6 +34,7 @@ class PublishedLlama:
 
     def __init__(self, directory: Path, *, tied: bool) -> None:
         self.directory = directory
+        self.versions = directory / "versions"  # not beside the model: an engine that starts loads all that lies there
         torch.manual_seed(7)
         config = LlamaConfig(
             vocab_size=VOCABULARY,
@@ -52,6 +54,7 @@ class PublishedLlama:
             {name: tensor.bfloat16().float() for name, tensor in self._model.state_dict().items()}
         )
         self._model.save_pretrained(directory)
+        self.versions.mkdir()
         self._base = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         if tied:
             del self._base["lm_head.weight"]
@@ -69,15 +72,23 @@ class PublishedLlama:
 
     def publish(self, version: int) -> Path:
         """Write one version as a learner would."""
-        path = self.directory / f"version-{version}.safetensors"
+        path = self.versions / f"version-{version}.safetensors"
         save_file(self.weights(version), path)
         return path
 
+    def update(self, version: int, *, complete: bool = False) -> WeightUpdate:
+        """One version as an engine is told of it, every tensor changed."""
+        return WeightUpdate(version, self.publish(version), None if complete else set(self.weights(version)))
+
     def logprobs(self, version: int, tokens: list[int], temperature: float = 1.0) -> np.ndarray:
         """A full fp32 forward: log π(tokens[t] | tokens[:t]) for t in [1, T)."""
-        self._model.load_state_dict(
-            {name: tensor.float() for name, tensor in self.weights(version).items()}, strict=False
-        )
+        return self.logprobs_with(self.weights(version), tokens, temperature)
+
+    def logprobs_with(
+        self, weights: dict[str, torch.Tensor], tokens: list[int], temperature: float = 1.0
+    ) -> np.ndarray:
+        """The same under any weights."""
+        self._model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
         with torch.no_grad():
             logits_TV = self._model(torch.tensor([tokens])).logits[0, :-1] / temperature
         return logits_TV.log_softmax(-1).gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0].numpy()

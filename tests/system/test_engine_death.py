@@ -88,11 +88,11 @@ def test_an_update_of_a_frozen_core_fails_in_time_and_the_next_one_repairs(
     core.suspend()
     try:
         with pytest.raises(WeightUpdateFailed, match=r"pausing for version 1 took longer than 5.0 s"):
-            loop.run(engine.apply(1, model.publish(1)))
+            loop.run(engine.apply(model.update(1, complete=True)))
     finally:
         core.resume()
     assert not engine.healthy
-    loop.run(engine.apply(2, model.publish(2)))
+    loop.run(engine.apply(model.update(2, complete=True)))
     assert engine.healthy
     (completion,) = loop.run(engine.sample([5], n=1, temperature=1.0, max_tokens=40, request_id="repaired"))
     assert model.largest_error([5], completion, 1.0) < 1e-4
@@ -115,7 +115,7 @@ def test_a_killed_core_is_noticed_by_every_caller(engine: Engine, model: Publish
         with pytest.raises(EngineDead):
             await engine.sample([5], n=1, temperature=1.0, max_tokens=1, request_id="late")
         with pytest.raises(EngineDead):
-            await engine.apply(1, model.publish(1))
+            await engine.apply(model.update(1, complete=True))
 
     loop.run(scenario())
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from common.trajectory import Finish
 from services.generator.engine import Completion, Engine, EngineError, EngineSettings, WeightUpdateFailed
+from services.generator.weight_update import WeightUpdate
 from tests.system.engine_rig import ENGINE_MARKS, EOS, LoopThread, PublishedLlama
 
 pytestmark = ENGINE_MARKS
@@ -87,7 +88,7 @@ def test_every_span_matches_its_own_version_over_six_updates_in_flight(
             while engine.statistics.tokens_generated < generated + 300:
                 await asyncio.sleep(0.005)
             assert not running.done()
-            pause_s = await engine.apply(version, model.publish(version))
+            pause_s = await engine.apply(model.update(version, complete=version in (1, 4)))
             assert 0.0 < pause_s < 10.0
             assert engine.version == version
         return await running
@@ -170,14 +171,14 @@ def _truncated(model: PublishedLlama) -> Path:
 def _incomplete(model: PublishedLlama) -> Path:
     weights = model.weights(98)
     del weights["model.layers.1.self_attn.v_proj.weight"]
-    save_file(weights, path := model.directory / "incomplete.safetensors")
+    save_file(weights, path := model.versions / "incomplete.safetensors")
     return path
 
 
 def _reshaped(model: PublishedLlama) -> Path:
     weights = model.weights(98)
     weights["model.layers.1.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"][:, :-1].contiguous()
-    save_file(weights, path := model.directory / "reshaped.safetensors")
+    save_file(weights, path := model.versions / "reshaped.safetensors")
     return path
 
 
@@ -195,10 +196,40 @@ def test_a_damaged_file_is_refused_before_anything_changes(
 ) -> None:
     version = engine.version
     with pytest.raises(WeightUpdateFailed, match=sentence):
-        loop.run(engine.apply(98, spoil(model)))  # type: ignore[operator]
+        loop.run(engine.apply(WeightUpdate(98, spoil(model))))  # type: ignore[operator]
     assert engine.healthy
     assert engine.version == version
     assert _largest_error(model, loop.run(_sample(engine, 2))) < TOLERANCE
+
+
+def test_what_cannot_be_prepared_is_refused_while_sampling_goes_on(
+    engine: Engine, model: PublishedLlama, loop: LoopThread
+) -> None:
+    version = engine.version
+    layout, engine._layout = engine._layout, None  # pyright: ignore[reportPrivateUsage]
+    try:
+        with pytest.raises(WeightUpdateFailed, match="preparing version 99 failed"):
+            loop.run(engine.apply(WeightUpdate(99, _incomplete(model), set(model.weights(99)))))
+    finally:
+        engine._layout = layout  # pyright: ignore[reportPrivateUsage]
+    assert engine.healthy
+    assert engine.version == version
+    assert _largest_error(model, loop.run(_sample(engine, 2))) < TOLERANCE
+
+
+def test_layers_of_which_nothing_changed_stay_as_they_are(
+    engine: Engine, model: PublishedLlama, loop: LoopThread
+) -> None:
+    mixed = dict(model.weights(engine.version))
+    changed = {name for name in mixed if "layers.1." in name or name == "lm_head.weight"}
+    mixed |= {name: model.weights(97)[name] for name in changed}
+    save_file(mixed, path := model.versions / "mixed.safetensors")
+    served = engine.version
+    loop.run(engine.apply(WeightUpdate(97, path, changed)))
+    tokens = np.random.default_rng(1).integers(2, 64, 100).tolist()
+    np.testing.assert_allclose(loop.run(engine.score(tokens, 1)), model.logprobs_with(mixed, tokens), atol=TOLERANCE)
+    loop.run(engine.apply(model.update(served)))
+    np.testing.assert_allclose(loop.run(engine.score(tokens, 1)), model.logprobs(served, tokens), atol=TOLERANCE)
 
 
 def test_an_update_that_breaks_half_way_keeps_the_engine_paused_until_a_good_one(
@@ -208,14 +239,16 @@ def test_an_update_that_breaks_half_way_keeps_the_engine_paused_until_a_good_one
         layout, engine._layout = engine._layout, None  # pyright: ignore[reportPrivateUsage]
         try:  # without the check of its layout, the worker finds out half-way
             with pytest.raises(WeightUpdateFailed, match="loading version 99 failed"):
-                await engine.apply(99, _reshaped(model))
+                await engine.apply(WeightUpdate(99, _reshaped(model)))
         finally:
             engine._layout = layout  # pyright: ignore[reportPrivateUsage]
         assert not engine.healthy
         waiting = asyncio.create_task(_sample(engine, 4))
         await asyncio.wait({waiting}, timeout=0.3)
         assert not waiting.done()
-        await engine.apply(100, model.publish(100))
+        with pytest.raises(WeightUpdateFailed, match="load all of them"):
+            await engine.apply(model.update(100))
+        await engine.apply(model.update(100, complete=True))
         assert engine.healthy
         return await waiting
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from services.generator.engine import Completion, Engine, EngineSettings
+from services.generator.weight_update import WeightUpdate
 from tests.system.engine_rig import ENGINE_MARKS, LoopThread, PublishedLlama
 
 pytestmark = ENGINE_MARKS
@@ -45,16 +46,17 @@ def _error(engine: Engine, model: PublishedLlama, loop: LoopThread) -> float:
 def test_a_tied_head_follows_every_update(engine: Engine, model: PublishedLlama, loop: LoopThread) -> None:
     assert _error(engine, model, loop) < 1e-4
     for version in (1, 2, 3):
-        loop.run(engine.apply(version, model.publish(version)))
+        loop.run(engine.apply(model.update(version, complete=version == 1)))
         assert _error(engine, model, loop) < 1e-4
 
 
 def test_a_file_may_hold_the_tied_head_too(engine: Engine, model: PublishedLlama, loop: LoopThread) -> None:
     weights = model.weights(4)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    save_file(weights, path := model.directory / "with-head.safetensors")
-    loop.run(engine.apply(4, path))
-    assert _error(engine, model, loop) < 1e-4
+    save_file(weights, path := model.versions / "with-head.safetensors")
+    for changed in (None, set(weights)):
+        loop.run(engine.apply(WeightUpdate(4, path, changed)))
+        assert _error(engine, model, loop) < 1e-4
 
 
 def test_a_tied_model_scores_right_after_an_update_in_flight(
@@ -66,7 +68,7 @@ def test_a_tied_model_scores_right_after_an_update_in_flight(
         )
         while engine.statistics.running == 0:
             await asyncio.sleep(0.005)
-        await engine.apply(5, model.publish(5))
+        await engine.apply(model.update(5))
         return await running
 
     completions = loop.run(scenario())

@@ -11,7 +11,6 @@ from common.config.algorithm import GRPO, SFT
 from common.config.hints import WholeDemonstration
 from common.config.live import LiveConfig, OptimizerConfig
 from common.trajectory import Finish, Group, Source, Trajectory
-from learner.model import published_weights
 from learner.outcome import Abandoned, Verdict
 from learner.trainer import Trainer, scheduled_rate
 
@@ -112,15 +111,6 @@ def test_the_state_of_another_model_is_refused() -> None:
     other = {**trainer.tensors(), "model": {"weight": torch.zeros(2)}}
     with pytest.raises(ValueError, match="other names or shapes"):
         trainer.restore(other, 0)
-
-
-def test_tied_weights_are_published_once_and_as_a_copy() -> None:
-    tied = tiny_model(tied=True)
-    published = published_weights(tied, torch.bfloat16)
-    assert "lm_head.weight" not in published
-    assert all(tensor.dtype == torch.bfloat16 for tensor in published.values())
-    same_dtype = published_weights(tied, torch.float32)
-    assert same_dtype["model.norm.weight"].data_ptr() != tied.model.norm.weight.data_ptr()
 
 
 def test_the_rate_rises_linearly_to_the_asked_one() -> None:

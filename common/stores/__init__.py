@@ -1,0 +1,1 @@
+"""Weight stores: where publications lie, and how they are written and fetched."""

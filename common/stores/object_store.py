@@ -1,0 +1,125 @@
+"""The object store: versions under any fsspec URL (s3://bucket/prefix, gs://…, memory://…). The manifest goes last."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
+
+from common.durable import NotWritten
+from common.errors import SettingsError, WeightsError
+from common.stores.storage import TIMEOUT_S
+from common.weights import MANIFEST_FILE, location_of, version_at
+
+# Backends raise errors of their own beside OSError (botocore's, aiohttp's), and there is no list of them: what a call
+# to one raises, whatever it is, becomes the error that readers and the publisher handle.
+_S3 = {
+    "config_kwargs": {"connect_timeout": TIMEOUT_S, "read_timeout": TIMEOUT_S, "retries": {"max_attempts": 3}},
+}
+
+
+_PREFIX = ".publication-"
+
+
+class ObjectStorage:
+    """Versions under a URL. Credentials and endpoints come from the environment, as the backend reads them.
+
+    scratch: where a publication is put together before it is sent.
+    """
+
+    def __init__(self, url: str, scratch: Path | None = None) -> None:
+        protocol = url.partition("://")[0]
+        options: dict[str, Any] = _S3 if protocol in ("s3", "s3a") else {}
+        try:
+            found: Any = fsspec.url_to_fs(url, use_listings_cache=False, **options)  # pyright: ignore
+        except (ImportError, ValueError) as error:
+            raise SettingsError(
+                f"weights.url: {url} cannot be used: {error}: install the package that fsspec needs for {protocol}://"
+            ) from error
+        self._files, self._root = found[0], str(found[1]).rstrip("/")
+        self._url = url
+        self._scratch = scratch
+
+    @contextmanager
+    def publishing(self, location: str) -> Generator[Path]:
+        """A local directory, sent file by file when the block ends well, manifest.json last."""
+        try:
+            if self._scratch is not None:
+                self._scratch.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=self._scratch) as name:
+                yield Path(name)
+                self._send(Path(name), location)
+        except OSError as error:
+            raise NotWritten(f"cannot write {self._url}/{location}: {error}") from error
+
+    def _send(self, directory: Path, location: str) -> None:
+        """Copy a directory's files, the manifest last."""
+        try:
+            for path in sorted(directory.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
+                self._files.put_file(str(path), self._place(location, path.name))
+        except Exception as error:  # see above
+            raise NotWritten(f"cannot write {self._url}/{location}: {type(error).__name__}: {error}") from error
+
+    def size(self, location: str, name: str) -> int:
+        """Bytes of a file."""
+        with self._reading(location, name):
+            return int(self._files.info(self._place(location, name))["size"])
+
+    def read(self, location: str, name: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes of a file from `start`."""
+        with self._reading(location, name):
+            found = bytes(self._files.cat_file(self._place(location, name), start=start, end=start + length))
+        if len(found) != length:
+            raise WeightsError(f"{self._url}/{location}/{name}: {len(found)} bytes came, {length} were asked for")
+        return found
+
+    def versions(self) -> list[int]:
+        """The versions whose manifest is there, ascending."""
+        with self._reading("", ""):
+            found = self._files.glob(f"{escape(self._root)}/v*/{MANIFEST_FILE}")
+        places = (str(path).split("/")[-2] for path in found)
+        return sorted(version for place in places if (version := version_at(place)) is not None)
+
+    def delete(self, version: int) -> None:
+        """Remove a version, its manifest first: from then on it is not there."""
+        place = self._place(location_of(version), "")
+        with self._quietly():
+            self._files.rm_file(f"{place}{MANIFEST_FILE}")
+        with self._quietly():
+            for path in self._files.find(place):
+                self._files.rm_file(path)
+
+    def sweep(self) -> None:
+        """Remove versions without a manifest, and what was being put together."""
+        for unsent in self._scratch.glob(f"{_PREFIX}*") if self._scratch else ():
+            shutil.rmtree(unsent, ignore_errors=True)
+        whole = set(self.versions())
+        with self._reading("", ""):
+            found = self._files.glob(f"{escape(self._root)}/v*/*")
+        for version in {version_at(str(path).split("/")[-2]) for path in found}:
+            if version is not None and version not in whole:
+                self.delete(version)
+
+    def _place(self, location: str, name: str) -> str:
+        return f"{self._root}/{location}/{name}"
+
+    @contextmanager
+    def _reading(self, location: str, name: str) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:  # see above
+            raise WeightsError(f"cannot read {self._url}/{location}/{name}: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _quietly(self) -> Generator[None]:
+        """What cannot be removed now is removed with a later version."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - see above
+            return

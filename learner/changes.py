@@ -1,0 +1,117 @@
+"""Changes: what differs between two states of a tensor, found on the device where both lie.
+
+On the CPU numpy compares eight bytes at a time; on a GPU torch compares there, and only what differs comes to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.deltas import SPAN, Patch, compare, patch_of
+from common.tensor_file import PATTERN_TYPES, Layout, Patterns
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_AT_A_TIME = 64 * SPAN
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """What a tensor is made of, in the words of safetensors."""
+    return Layout(_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+def host_patterns(tensor: Tensor) -> Patterns:
+    """The bit patterns of a contiguous tensor, in host memory: that of the tensor itself if it is on the CPU."""
+    return _on_host(_integers(tensor))
+
+
+def changes(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
+    """The patches that turn `base` into `new`: two contiguous tensors of one layout on one device."""
+    if new.device.type == "cpu":
+        return compare(name, layout_of(new), host_patterns(base), host_patterns(new))
+    return changes_on_device(name, base, new)
+
+
+def changes_on_device(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
+    """The same by torch alone: what has not changed stays where it is."""
+    layout = layout_of(new)
+    old_N, now_N = _integers(base), _integers(new)
+    for start in range(0, new.numel(), _AT_A_TIME):
+        end = min(start + _AT_A_TIME, new.numel())
+        found_C = torch.nonzero(old_N[start:end] != now_N[start:end]).squeeze(1) + start
+        values, indices = _on_host(now_N[found_C]), cast(NDArray[np.int64], found_C.cpu().numpy())
+        runs = range(start, end, SPAN)
+        cuts = np.searchsorted(indices, [*runs, end])
+        for first, low, high in zip(runs, cuts, cuts[1:], strict=False):
+            if low < high:
+                span = min(SPAN, end - first)
+                yield patch_of(name, layout, (first, span), indices[low:high], values[low:high])
+
+
+def count_changes(base: Tensor, new: Tensor, most: int | None = None) -> int:
+    """How many elements differ, of all or of the first `most`: far cheaper than to find out which."""
+    old_N, now_N = _integers(base)[:most], _integers(new)[:most]
+    if new.device.type == "cpu":
+        return int(np.count_nonzero(_on_host(old_N) != _on_host(now_N)))
+    return int((old_N != now_N).sum())
+
+
+def apply(patch: Patch, tensor: Tensor) -> None:
+    """Write the values of a patch into a contiguous tensor on any device, in place."""
+    if tensor.device.type == "cpu":
+        patch.apply(host_patterns(tensor))
+    else:
+        apply_on_device(patch, tensor)
+
+
+def apply_on_device(patch: Patch, tensor: Tensor) -> None:
+    """The same by torch alone."""
+    flat_N = _integers(tensor)
+    values_C = _tensor(np.array(patch.values).view(f"<{_signed(patch)}")).to(flat_N.device)
+    if patch.indices is None:
+        flat_N[patch.start : patch.start + patch.span] = values_C
+    else:
+        flat_N[_tensor(patch.indices).to(flat_N.device)] = values_C
+
+
+def are_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two contiguous tensors hold the same bits; numbers that are not numbers included."""
+    return torch.equal(_integers(first), _integers(second))
+
+
+def _signed(patch: Patch) -> str:
+    """The numpy type that torch takes for bit patterns of this width."""
+    return "u1" if patch.layout.width == 1 else f"i{patch.layout.width}"
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    """A contiguous tensor, flat, as integers of its width."""
+    return tensor.detach().view(-1).view(_INTEGERS[tensor.element_size()])
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _on_host(flat_N: Tensor) -> Patterns:
+    flat: Any = flat_N.cpu().numpy()
+    return flat.view(PATTERN_TYPES[flat.itemsize])

@@ -1,0 +1,72 @@
+"""Snapshots: the weights at a step boundary, copied so that training can go on while they are published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.weights import Canary
+from learner.canary import Singer
+from learner.model import named_weights, published_as, published_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where weights come from: the step after which they were taken, and the revision then in force."""
+
+    step: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The weights of a version. tensors: as a Hugging Face checkpoint names them, contiguous, on the learner's device.
+
+    updates: optimiser updates since the snapshot before; None if it repeats weights that had a version before. sing:
+    computes its canary, in a thread that may take the time.
+    """
+
+    version: int
+    origin: Origin
+    tensors: Mapping[str, Tensor]
+    updates: int | None = 0
+    sing: Callable[[], Canary] | None = None
+    seconds: float = 0.0
+
+
+class Snapshots:
+    """Takes snapshots of one model; floating tensors are copied as `dtype`.
+
+    The copies stay on the model's device, where the next ones will be compared with them, and are used again: what is
+    being published, what waits, and what was published last are three sets at most.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, canary: Sequence[Sequence[int]] = ()) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._singer = Singer(model, canary) if canary else None
+        self._used: dict[int, dict[str, Tensor]] = {}
+        self._free: list[dict[str, Tensor]] = []
+
+    def take(self, version: int, origin: Origin, updates: int | None = 0) -> Snapshot:
+        """The weights as they are now."""
+        copies = self._free.pop() if self._free else {}
+        for name, weight in named_weights(self._model).items():
+            if name not in copies:
+                copies[name] = torch.empty(weight.shape, dtype=published_as(weight, self._dtype), device=weight.device)
+            copies[name].copy_(weight)
+        self._used[version] = copies
+        singer = self._singer
+        tensors = published_weights(self._model, copies)
+        return Snapshot(version, origin, tensors, updates, partial(singer.sing, copies) if singer else None)
+
+    def give_back(self, snapshot: Snapshot) -> None:
+        """Nobody reads this snapshot any more: its memory is for the next one."""
+        copies = self._used.pop(snapshot.version, None)
+        if copies is not None:
+            self._free.append(copies)

@@ -1,0 +1,123 @@
+"""The weight server gives files of versions by ranges to whoever has the token, and nothing else to anybody."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_weight_stores import CONTENT, put
+
+from common.errors import SettingsError, WeightsError
+from common.stores.directory import DirectoryStorage
+from common.stores.fetching import fetch
+from common.stores.http import HttpStorage
+from common.stores.storage import manifest_at
+from common.weights import location_of
+from learner.weight_server import WeightServer
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> DirectoryStorage:
+    return DirectoryStorage(tmp_path / "weights")
+
+
+@pytest.fixture
+def server(directory: DirectoryStorage) -> Iterator[WeightServer]:
+    server = WeightServer(directory, "127.0.0.1", 0, "secret")
+    server.start()
+    yield server
+    server.close()
+
+
+def test_a_publication_is_fetched_over_http(directory: DirectoryStorage, server: WeightServer, tmp_path: Path) -> None:
+    manifest = put(directory, 7)
+    put(directory, 8)
+    storage = HttpStorage(server.url + "/", "secret")
+    assert storage.versions() == [7, 8]
+    assert manifest_at(storage, 7) == manifest
+    assert storage.size(location_of(7), "model.safetensors") == len(CONTENT)
+    assert storage.read(location_of(7), "model.safetensors", 250, 10) == CONTENT[250:260]
+    paths = fetch(storage, manifest, tmp_path / "here")
+    assert {name: path.read_bytes() for name, path in paths.items()} == {"model.safetensors": CONTENT, "empty": b""}
+    for call in (
+        lambda: storage.read(location_of(7), "model.safetensors", len(CONTENT) - 1, 2),
+        lambda: storage.size(location_of(9), "model.safetensors"),
+    ):
+        with pytest.raises(WeightsError, match="cannot read"):
+            call()
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", "secret2"])
+def test_without_the_token_nothing_is_told(
+    directory: DirectoryStorage, server: WeightServer, token: str | None
+) -> None:
+    put(directory, 7)
+    storage = HttpStorage(server.url, token)
+    for call in (storage.versions, lambda: storage.size(location_of(7), "empty")):
+        with pytest.raises(WeightsError, match="401 Unauthorized: set TRIBUTARY_TOKEN"):
+            call()
+
+
+def answer(server: WeightServer, method: str, path: str, **headers: str) -> tuple[int, bytes]:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection.request(method, path, headers={"Authorization": "Bearer secret", **headers})
+    answered = connection.getresponse()
+    body = answered.read()
+    connection.close()
+    return answered.status, body
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../secret.txt",
+        "/v000007/../../secret.txt",
+        "/v000007/..%2f..%2fsecret.txt",
+        "/v000007/.hidden",
+        "/v000007/",
+        "/v000007",
+        "/.v000007.unfinished/model.safetensors",
+        "//etc/passwd",
+        "/v000007/nothing",
+    ],
+)
+def test_only_files_of_versions_can_be_read(directory: DirectoryStorage, server: WeightServer, path: str) -> None:
+    put(directory, 7)
+    (directory.root / "v000007" / ".hidden").write_text("secret")
+    (directory.root.parent / "secret.txt").write_text("secret")
+    status, body = answer(server, "GET", path)
+    assert status == 404
+    assert b"secret" not in body
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [("bytes=0-0", 206), ("bytes=5-4", 416), ("bytes=0-10240", 416), ("bytes=-5", 416), ("lines=1-2", 416)],
+)
+def test_a_range_is_answered_or_refused(
+    directory: DirectoryStorage, server: WeightServer, asked: str, status: int
+) -> None:
+    put(directory, 7)
+    assert answer(server, "GET", "/v000007/model.safetensors", Range=asked)[0] == status
+    assert answer(server, "GET", "/v000007/model.safetensors") == (200, CONTENT)
+    assert answer(server, "HEAD", "/v000007/model.safetensors") == (200, b"")
+
+
+def test_a_port_that_is_taken_is_a_setting_to_correct(directory: DirectoryStorage) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(SettingsError, match=r"correct weights\.serve_host"):
+            WeightServer(directory, "127.0.0.1", taken.getsockname()[1], None)
+
+
+def test_a_server_that_hangs_is_given_up() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        storage = HttpStorage(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.05)
+        with pytest.raises(WeightsError, match="cannot read"):
+            storage.versions()
