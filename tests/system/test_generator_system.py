@@ -19,6 +19,7 @@ import pytest_asyncio
 from fake_engine import ROOT
 from generator_bench import GeneratorBench, until
 from redis_process import RedisProcess
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from common import connection
@@ -127,7 +128,7 @@ async def _a_kill_in_the_middle_loses_nothing(bench: GeneratorBench, victim: sub
 
 
 async def _new_weights_are_served(bench: GeneratorBench) -> None:
-    await bench.publish(1, (BASE / "model.safetensors").read_bytes())
+    await bench.publish(1, load_file(BASE / "model.safetensors"))
     await until(lambda: _applied(bench, 1), 60)
     await bench.issue(*additions(32, purpose=Purpose.EVALUATE, plan=GroupPlan(plain=1), score_demonstration=True))
     await until(lambda: _outcomes(bench, 112), 120)

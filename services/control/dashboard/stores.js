@@ -1,7 +1,7 @@
 // What the run has put down: weight versions as they were announced, and messages that could not be used.
 
 import { get } from "./api.js";
-import { byId, bytes, element, moment, number } from "./format.js";
+import { byId, bytes, element, moment, number, percent } from "./format.js";
 import { Table } from "./table.js";
 
 const SHOWN = 12;
@@ -16,6 +16,8 @@ export class Stores {
       { label: "Revision", number: true, cell: (w) => String(w.revision) },
       { label: "Kind", cell: (w) => (w.kind === "delta" ? `delta on ${w.base}` : w.kind) },
       { label: "Size", number: true, cell: (w) => bytes(w.bytes) },
+      { label: "In full", number: true, cell: (w) => (w.full_bytes ? bytes(w.full_bytes) : "–") },
+      { label: "Changed", number: true, cell: (w) => (w.changed === null ? "–" : percent(w.changed)) },
       { label: "Announced", number: true, cell: (w) => moment(w.at_s) },
     ], "No weights were announced yet: generators serve the base model as version 0.");
     this.quarantine = new Table(byId("quarantine"), [

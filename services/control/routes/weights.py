@@ -16,15 +16,23 @@ router = APIRouter(prefix="/v1", tags=["state"])
 
 
 class WeightVersion(BaseModel):
-    """One announced weight version. bytes: what a generator fetches."""
+    """One announced weight version.
+
+    base: the version that a delta applies to; 0 for an anchor. anchor: the version that its chain begins with. bytes:
+    what a generator fetches that holds the base. full_bytes: its tensors in full; 0 if that was not told. changed:
+    share of elements whose bits are others than in the version before; null where there was nothing to compare with.
+    """
 
     version: int
     step: int
     revision: int
     kind: PublicationKind
     base: int
+    anchor: int
     location: str
     bytes: int
+    full_bytes: int
+    changed: float | None
     at_s: float
 
 
@@ -38,10 +46,13 @@ _VERSION = {
     "version": 118,
     "step": 118,
     "revision": 7,
-    "kind": "anchor",
-    "base": 0,
-    "location": "/runs/demo/weights/v118",
-    "bytes": 40960,
+    "kind": "delta",
+    "base": 117,
+    "anchor": 101,
+    "location": "v000118",
+    "bytes": 173439,
+    "full_bytes": 13631488,
+    "changed": 0.0093,
     "at_s": 1767225600.0,
 }
 

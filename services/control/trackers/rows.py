@@ -11,7 +11,7 @@ from typing import Any
 from common.events import Event, EventKind
 from services.control.trackers.port import Place, Row
 
-_IDENTITIES = frozenset({"step", "dataset", "generator", "version", "k"})
+_IDENTITIES = frozenset({"step", "dataset", "generator", "version", "base", "k"})
 
 
 def rows_of(events: Sequence[Event], place: Place) -> tuple[list[Row], Place]:
