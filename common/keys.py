@@ -39,6 +39,10 @@ class Keys:
         """String: the newest announced weight version."""
         return self._key("weights:newest")
 
+    def muster(self, version: int) -> str:
+        """Hash: who is ready for the broadcast of a weight version (common/muster.py)."""
+        return self._key(f"muster:{version}")
+
     @property
     def quarantine(self) -> str:
         """Stream: messages that could not be used, with the reason."""

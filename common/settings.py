@@ -140,7 +140,14 @@ class WeightSettings(Frozen):
     )
     serve_host: str = Field(default="127.0.0.1", description="where the learner serves its directory (http url)")
     serve_port: int | None = Field(default=None, ge=0, le=65535, description="null: it does not; 0: any free port")
-    transfer: Literal["store", "nccl"] = Field(default="store", description="how a version reaches the engines")
+    transfer: Literal["store", "nccl"] = Field(
+        default="store",
+        description="how a version reaches the engines. nccl: broadcast from the learner's GPU to those of `members`; "
+        "from the store as well whenever one of them is missing",
+    )
+    members: tuple[str, ...] = Field(default=(), description="names of the generators of the broadcast (nccl)")
+    muster_s: float = Field(default=5.0, gt=0, le=600, description="how long all members are waited for (nccl)")
+    broadcast_s: float = Field(default=60.0, gt=0, le=3600, description="how long a broadcast may take (nccl)")
 
 
 class CheckpointSettings(Frozen):

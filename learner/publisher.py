@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TypeVar
 
 from common.durable import NotWritten
@@ -91,6 +92,7 @@ class Publisher:
         if self._waiting is not None:
             self._metrics.coalesced.inc()
             self._release(self._waiting)
+            snapshot = replace(snapshot, updates=(self._waiting.updates or 0) + (snapshot.updates or 0))
         self._waiting = snapshot
         if self._work is not None and self._work.done():
             self._work.result()

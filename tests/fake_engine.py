@@ -18,7 +18,7 @@ from common.tensor_file import TensorFile
 from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
 from services.generator.engine import Completion, EngineDead, EngineError, EngineStatistics, WeightUpdateFailed
 from services.generator.engine_settings import EngineSettings
-from services.generator.weight_update import WeightUpdate
+from services.generator.weight_update import AnyUpdate, WeightUpdate
 
 ROOT = Path(__file__).resolve().parents[1]
 POISON = ALPHABET.index("z") + 3
@@ -140,8 +140,9 @@ class FakeEngine:
             raise EngineError(f"token id {max(sequence)} does not fit a vocabulary of {VOCABULARY}")
         return sequence
 
-    async def apply(self, update: WeightUpdate) -> float:
+    async def apply(self, update: AnyUpdate) -> float:
         """Hold another version. `broken_updates` more of them break half-way; tensors called `foreign` are refused."""
+        assert isinstance(update, WeightUpdate), "no broadcast reaches this engine"
         names = sorted(TensorFile(update.path).layouts)
         if names == ["foreign"]:
             raise WeightUpdateFailed(

@@ -53,9 +53,11 @@ class Publications:
             (directory / MANIFEST_FILE).write_bytes(manifest.encode())
         return manifest
 
-    def delta(self, version: int, base: int, tensors: Tensors | None = None, canary: Canary | None = None) -> Manifest:
-        """Publish what differs from a version published before."""
-        old, new = weights(base), weights(version) if tensors is None else tensors
+    def delta(
+        self, version: int, base: int, tensors: tuple[Tensors, Tensors] | None = None, canary: Canary | None = None
+    ) -> Manifest:
+        """Publish what differs from a version published before. tensors: those of the base and of the version."""
+        old, new = (weights(base), weights(version)) if tensors is None else tensors
         with self.storage.publishing(location_of(version)) as directory:
             with (directory / DELTA_FILE).open("wb") as file:
                 patches = (

@@ -27,7 +27,7 @@ class CheckpointLayout:
     shapes: Mapping[str, tuple[int, ...]]
     tied: bool = False
 
-    def require_same(self, other: CheckpointLayout, source: Path) -> None:
+    def require_same(self, other: CheckpointLayout, source: Path | str) -> None:
         """Raise WeightsError unless `other` (read from `source`) holds exactly these tensors."""
         optional = {_HEAD} if self.tied else set[str]()
         missing = sorted(self.shapes.keys() - other.shapes.keys() - optional)

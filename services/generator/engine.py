@@ -20,9 +20,9 @@ import numpy as np
 
 from common.errors import TributaryError, WeightsError
 from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
-from services.generator.checkpoint_layout import CheckpointLayout, read_layout
+from services.generator.checkpoint_layout import CheckpointLayout
 from services.generator.engine_settings import EngineSettings
-from services.generator.weight_update import WeightUpdate
+from services.generator.weight_update import AnyUpdate
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -162,7 +162,7 @@ class Engine:
             raise EngineError(f"a score of {len(tokens)} tokens came back with {len(logprobs_T)} log-probs")
         return logprobs_T[start - 1 :]
 
-    async def apply(self, update: WeightUpdate) -> float:
+    async def apply(self, update: AnyUpdate) -> float:
         """Serve other weights, in flight. Running sequences keep their tokens and go on under the new ones.
 
         What can be prepared is, while sampling goes on. Returns for how long it then stood still, in seconds: from when
@@ -178,7 +178,7 @@ class Engine:
                 await self._prepare(update)
             return await self._replace(update)
 
-    async def _prepare(self, update: WeightUpdate) -> None:
+    async def _prepare(self, update: AnyUpdate) -> None:
         """Have the workers read, convert and pack beside their work what the pause would otherwise have to wait for."""
         what, llm = f"preparing version {update.version}", self._llm
         await self._control(what, llm.collective_rpc("prepare_weights", args=(update.payload(),)))
@@ -188,14 +188,14 @@ class Engine:
                 raise WeightUpdateFailed(f"{what} took longer than {self._settings.control_timeout_s} s")
             await asyncio.sleep(_LOOK_S)
 
-    async def _replace(self, update: WeightUpdate) -> float:
+    async def _replace(self, update: AnyUpdate) -> float:
         version, complete = update.version, False
         self._updates_begun += 1
         try:
             await self._control(f"pausing for version {version}", self._pause())
             began_s = time.perf_counter()
             load = self._llm.collective_rpc("replace_weights", args=(update.payload(),))
-            await self._control(f"loading version {version}", load)
+            await self._control(f"loading version {version}", load, update.needs_s)
             self.version = version
             await self._control(f"resuming with version {version}", self._label_and_resume(version))
             complete = True
@@ -253,11 +253,11 @@ class Engine:
     def _tied(self) -> bool:
         return bool(getattr(self._llm.model_config.hf_text_config, "tie_word_embeddings", False))
 
-    def _require_layout(self, update: WeightUpdate) -> None:
+    def _require_layout(self, update: AnyUpdate) -> None:
         try:
-            layout = read_layout(update.path, tied=self._tied)
+            layout = update.layout(tied=self._tied)
             if self._layout is not None:
-                self._layout.require_same(layout, update.path)
+                self._layout.require_same(layout, update.source)
         except WeightsError as error:
             raise WeightUpdateFailed(
                 f"version {update.version} is refused, version {self.version} stays: {error}"
@@ -301,17 +301,18 @@ class Engine:
             )
         return tokens_T.tolist()
 
-    async def _control(self, what: str, call: Coroutine[Any, Any, _Result]) -> _Result:
-        """Await a control call, but neither for ever nor beyond the core's death.
+    async def _control(self, what: str, call: Coroutine[Any, Any, _Result], more_s: float = 0.0) -> _Result:
+        """Await a control call, but neither for ever (`more_s` beyond the usual limit) nor beyond the core's death.
 
         Raises EngineDead, or WeightUpdateFailed naming `what`.
         """
+        limit_s = self._settings.control_timeout_s + more_s
         task = asyncio.ensure_future(call)
         watched: set[asyncio.Future[Any]] = {task}
         if self._llm.output_handler is not None:
             watched.add(self._llm.output_handler)
         try:
-            await asyncio.wait(watched, timeout=self._settings.control_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(watched, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
         except Exception as error:  # vLLM reports every failure inside the core as a bare Exception
@@ -322,7 +323,7 @@ class Engine:
             task.cancel()
         if self._llm.errored:
             raise EngineDead(f"the engine core died while {what}: restart this generator")
-        raise WeightUpdateFailed(f"{what} took longer than {self._settings.control_timeout_s} s")
+        raise WeightUpdateFailed(f"{what} took longer than {limit_s} s")
 
 
 def _dead_error() -> Exception:

@@ -21,6 +21,7 @@ from common.process import Process
 from common.weights import Manifest, PublicationKind, WeightAnnouncements
 from services.generator.canary import Proved, WrongWeights, judge, sing
 from services.generator.engine import EngineDead, EngineError, WeightUpdateFailed
+from services.generator.fast_path import FastPath
 from services.generator.rollouts import SamplingEngine
 from services.generator.weight_cache import Ready, WeightCache
 from services.generator.weight_update import WeightUpdate
@@ -73,6 +74,7 @@ class Refresh:
         self._cache = cache
         self._door = door
         self._clock = clock
+        self._fast_path = FastPath(process)
         self._announced = WeightAnnouncements(process.redis, process.keys)
         self._retry_wait_s = FIRST_WAIT_S
         self._served: Manifest | None = None
@@ -94,6 +96,12 @@ class Refresh:
 
     async def follow(self) -> None:
         """Apply newer versions as they are announced, for ever. Raises EngineDead if an update cannot be repaired."""
+        try:
+            await self._follow()
+        finally:
+            self._cache.close()
+
+    async def _follow(self) -> None:
         looked_at, retry_at_s = self._engine.version, self._clock()
         while True:
             manifest = await self._newer(looked_at, retry_at_s)
@@ -153,9 +161,12 @@ class Refresh:
         """Fetch, apply and prove one version. anew: from its chain's anchor, and with nothing left in the engine."""
         began_s = self._clock()
         try:
-            ready = await asyncio.to_thread(self._cache.advance, manifest, self._heed, anew=anew)
-            fetched_s = self._clock()
-            pause_s = await self._apply(ready, anew=anew)
+            fetched_s, fetched_bytes = began_s, 0
+            pause_s = None if anew else await self._broadcast(manifest)
+            if pause_s is None:
+                ready = await asyncio.to_thread(self._cache.advance, manifest, self._heed, anew=anew)
+                fetched_s, fetched_bytes = self._clock(), ready.fetched_bytes
+                pause_s = await self._apply(ready, anew=anew)
             applied_s = self._clock()
             await self._prove(manifest)
         except WrongWeights as error:
@@ -170,8 +181,26 @@ class Refresh:
             "fetch_s": fetched_s - began_s,
             "canary_s": self._clock() - applied_s,
         }
-        await self._accepted(ready, {name: round(value, 4) for name, value in timings.items()})
+        await self._accepted(manifest, fetched_bytes, {name: round(value, 4) for name, value in timings.items()})
         return True
+
+    async def _broadcast(self, manifest: Manifest) -> float | None:
+        """Take part in the broadcast of a version, if there is one; the pause. None: it is to come from the store."""
+        update = await self._fast_path.invitation(manifest.version)
+        if update is None:
+            return None
+        self.proved.clear()
+        try:
+            pause_s = await self._engine.apply(update)
+        except WeightUpdateFailed as error:
+            if self._engine.healthy:
+                self._settle()
+            else:
+                self._served = None  # mixed weights: the store's are loaded completely
+            await self._failed(f"version {manifest.version} was not received, it is taken from the store: {error}")
+            return None
+        self._served = manifest
+        return pause_s
 
     def _heed(self) -> None:
         """Called while a version is fetched."""
@@ -228,9 +257,9 @@ class Refresh:
         if not self._is_refuted:
             self.proved.set()
 
-    async def _accepted(self, ready: Ready, timings: dict[str, float]) -> None:
+    async def _accepted(self, manifest: Manifest, fetched_bytes: int, timings: dict[str, float]) -> None:
         """Enter a proved version into heartbeat, metrics, log and events; take requests if that was not so."""
-        manifest, metrics = ready.manifest, self._metrics
+        metrics = self._metrics
         self.step = manifest.step
         self._process.hold_version(self._engine.version)
         if self._is_shut:
@@ -238,12 +267,12 @@ class Refresh:
             self._door.reopen()
         metrics.updates.inc()
         metrics.pause.observe(timings["pause_s"])
-        metrics.fetched_bytes.inc(ready.fetched_bytes)
+        metrics.fetched_bytes.inc(fetched_bytes)
         log.info("weights applied", extra={"applied": manifest.version, **timings})
         told = {
             "generator": self._process.name,
             "version": manifest.version,
-            "bytes": ready.fetched_bytes,
+            "bytes": fetched_bytes,
             "canary": None if manifest.canary is None or self._proof is None else self._proof.reading.largest,
         }
         await self._process.tell(EventKind.UPDATE, told | timings)

@@ -17,7 +17,7 @@ from services.generator.engine import Completion, EngineStatistics
 from services.generator.graders import Grade
 from services.generator.tokenizer import Detokenizer
 from services.generator.trajectories import demonstrated, opening, sampled
-from services.generator.weight_update import WeightUpdate
+from services.generator.weight_update import AnyUpdate
 
 AskGrader = Callable[[str, str], Awaitable[Grade]]
 """(response text, answer) → grade, from wherever graders run. Raises GraderFailed."""
@@ -49,7 +49,7 @@ class SamplingEngine(Protocol):
         """Log-probs of tokens[start:]."""
         ...
 
-    async def apply(self, update: WeightUpdate) -> float:
+    async def apply(self, update: AnyUpdate) -> float:
         """Serve other weights; how long that paused sampling, in seconds."""
         ...
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from services.generator.chain import chain
 
 _CURRENT, _STATE, _FETCHED, _LOCK = "current.safetensors", "current.json", "fetched", "lock"
 _MOST_NAMESAKES = 8
+_ABANDONED_S = 3600.0
 
 
 def _unheeded() -> None:
@@ -69,6 +71,7 @@ class WeightCache:
         """Take the directory; the version that a former life left there whole. WeightsError if it cannot be used."""
         try:
             self._take_directory()
+            self._sweep_abandoned()
             manifest = decode_manifest((self._directory / _STATE).read_bytes())
             self._prove(TensorFile(self._current), manifest, manifest.tensors)
         except FileNotFoundError:
@@ -130,15 +133,22 @@ class WeightCache:
         for number in range(_MOST_NAMESAKES):
             self._directory = self._wanted.with_name(f"{self._wanted.name}.{number}") if number else self._wanted
             self._directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._directory / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-            else:
-                self._lock = lock
+            self._lock = _locked(self._directory / _LOCK)
+            if self._lock is not None:
                 return
         raise WeightsError(f"{_MOST_NAMESAKES} processes work in {self._wanted}: give each generator a name of its own")
+
+    def _sweep_abandoned(self) -> None:
+        """Remove the directories of generators that have been gone for long: names may never come again."""
+        for place in self._directory.parent.iterdir():
+            lock = place / _LOCK
+            if place == self._directory or not lock.exists():
+                continue
+            if time.time() - max(path.stat().st_mtime for path in (place, lock)) > _ABANDONED_S and (
+                descriptor := _locked(lock)
+            ):
+                shutil.rmtree(place, ignore_errors=True)
+                os.close(descriptor)
 
     def _fetch(self, link: Manifest, heed: Callable[[], None]) -> Path:
         """The one file of a publication, proved by its digest."""
@@ -210,9 +220,20 @@ class WeightCache:
         return WeightsError(f"the weight cache {self._directory} cannot be used: {error}: set [weights] cache")
 
 
+def _locked(path: Path) -> int | None:
+    """The descriptor of a lock that is ours now, until it is closed; None if another process has it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def _mapped(path: Path) -> memoryview:
     """The bytes of a file, mapped into memory."""
-    return memoryview(np.memmap(path, np.uint8, "r")) if path.stat().st_size else memoryview(b"")
+    return np.memmap(path, np.uint8, "r").data if path.stat().st_size else memoryview(b"")
 
 
 def _size(path: Path) -> int:

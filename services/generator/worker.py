@@ -24,10 +24,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from services.generator.broadcast import BroadcastReceiver
 from services.generator.engine_settings import FRONT_PID, WEIGHT_BACKEND
 from services.generator.packed_layers import PackedLayers
 from services.generator.preparation import Preparation
@@ -38,12 +40,13 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass
 class WeightPayload(WeightTransferUpdateInfo):
-    """What one update brings: see services.generator.weight_update.WeightUpdate."""
+    """What one update brings: see services.generator.weight_update."""
 
     kind: str
     path: str
     names: list[str] = field(default_factory=list[str])
     deltas: list[str] = field(default_factory=list[str])
+    broadcast: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayload]):
@@ -59,6 +62,7 @@ class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayl
     _preparation: Preparation | None = None
     _layers: PackedLayers | None = None
     _layers_sought = False
+    _receiver: BroadcastReceiver | None = None
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
         """Nothing to meet: files need no peer."""
@@ -87,9 +91,18 @@ class FileWeightTransfer(WeightTransferEngine[WeightTransferInitInfo, WeightPayl
             case PayloadKind.CHANGED:
                 if preparation is None or preparation.path != update_info.path or not preparation.put_in_place():
                     self._load_complete(update_info.path)
+            case PayloadKind.BROADCAST:
+                if self._receiver is None:
+                    self._receiver = BroadcastReceiver(self._nccl)
+                self._receiver.receive(update_info.broadcast)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Leave the group of broadcasts, if there is one."""
+        if self._receiver is not None:
+            self._receiver.leave()
+
+    def _nccl(self) -> NCCLWeightTransferEngine:
+        return NCCLWeightTransferEngine(self.config, self.vllm_config, self.device, self.model)
 
     def _load_complete(self, path: str) -> None:
         initialize_layerwise_reload(self.model)

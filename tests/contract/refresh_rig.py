@@ -36,10 +36,14 @@ class Door:
 
 @asynccontextmanager
 async def following(
-    bench: GeneratorBench, engine: FakeEngine, clock: Callable[[], float], door: Door | None = None
+    bench: GeneratorBench,
+    engine: FakeEngine,
+    clock: Callable[[], float],
+    door: Door | None = None,
+    name: str = "generator-1",
 ) -> AsyncIterator[tuple[Process, asyncio.Task[None]]]:
     """A refresh that has caught up and follows."""
-    process = bench.process()
+    process = bench.process(name)
     cache = open_cache(process)
     refresh = Refresh(process, engine, GeneratorMetrics(process.registry), cache, door or Door(), clock)
     await refresh.catch_up()

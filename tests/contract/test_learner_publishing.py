@@ -132,6 +132,23 @@ async def test_a_version_that_is_lost_is_made_good_by_the_next_step(rig: Rig, mo
     assert shown(rig, "unpublished_updates") == 0
 
 
+async def test_the_updates_of_a_snapshot_that_was_replaced_are_lost_with_the_one_that_replaced_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    gate.failing = {3}
+    await rig.prepare()
+    rig.start()
+    for number in (1, 2, 3):
+        await step(rig, number)
+    gate.open()
+
+    async def both_lost() -> bool:
+        return shown(rig, "unpublished_updates") == 2
+
+    await rig.until(both_lost)
+
+
 async def test_versions_are_told_with_what_they_cost_and_saved(rig: Rig, tmp_path: Path) -> None:
     await rig.prepare(optimizer={"learning_rate": 3e-5, "warmup_steps": 0})
     rig.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,17 +17,21 @@ import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
+import torch
 from fake_engine import ROOT
 from generator_bench import GeneratorBench, until
+from publications import Tensors
 from redis_process import RedisProcess
 from safetensors.numpy import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import connection
 from common.events import EventKind
 from common.orders import Orders
 from common.trajectory import Demonstration, GroupPlan, Purpose, Request, Sampling, Source, Trajectory
+from common.weights import Canary
 from examples.addition import task
+from learner.canary import Singer, canary_tokens
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(400)]
 BASE = ROOT / "examples" / "addition" / "base"
@@ -105,6 +110,7 @@ async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_sto
     await _new_weights_are_served(bench)
     await _what_is_added_is_graded(bench)
     await _a_drained_generator_finishes_and_waits(bench, "generator-2")
+    await _wrong_weights_are_not(bench)
     await _a_stop_in_the_middle_leaves_no_orphan(bench, second)
 
 
@@ -128,7 +134,8 @@ async def _a_kill_in_the_middle_loses_nothing(bench: GeneratorBench, victim: sub
 
 
 async def _new_weights_are_served(bench: GeneratorBench) -> None:
-    await bench.publish(1, load_file(BASE / "model.safetensors"))
+    tensors = load_file(BASE / "model.safetensors")
+    await bench.weights.announce(bench.publications.anchor(1, tensors, canary_of(tensors)))
     await until(lambda: _applied(bench, 1), 60)
     await bench.issue(*additions(32, purpose=Purpose.EVALUATE, plan=GroupPlan(plain=1), score_demonstration=True))
     await until(lambda: _outcomes(bench, 112), 120)
@@ -163,6 +170,43 @@ async def _a_drained_generator_finishes_and_waits(bench: GeneratorBench, name: s
     await until(lambda: _answered(bench, before + 80), 120)
 
 
+async def _wrong_weights_are_not(bench: GeneratorBench) -> None:
+    base = load_file(BASE / "model.safetensors")
+    trained = moved(base, seed=2)
+    await bench.weights.announce(bench.publications.delta(2, 1, (base, trained), canary_of(moved(base, seed=3))))
+    await until(lambda: _in_trouble(bench), 60)
+    trouble = (await bench.heartbeat("generator-2"))["trouble"]
+    assert re.search(
+        r"the canary refutes version 2: .* by up to [\d.]+ and by [\d.]+ in the mean; up to 0.001", trouble
+    )
+    before = len(await bench.groups())
+    await bench.issue(*(replace(r, request_id=f"again-{r.request_id}") for r in additions(8, prompt_id="again")))
+    await asyncio.sleep(1.0)
+    assert len(await bench.groups()) == before, "nothing is given out under weights that are refuted"
+    await bench.weights.announce(bench.publications.delta(3, 2, (trained, base), canary_of(base)))
+    await until(lambda: _applied(bench, 3), 60)
+    assert (await bench.events(EventKind.UPDATE))[-1].data["canary"] < 1e-4
+    await until(lambda: _answered(bench, before + 8), 60)
+    again = [group for group in await bench.groups() if group.prompt_id == "again"]
+    assert {group.oldest_version for group in again} == {3}
+
+
+def moved(tensors: Tensors, seed: int) -> Tensors:
+    """Tensors of which one element in a hundred was changed."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.where(rng.random(t.shape) < 0.01, rng.normal(size=t.shape), t).astype(np.float32)
+        for name, t in tensors.items()
+    }
+
+
+def canary_of(tensors: Tensors) -> Canary:
+    """What a learner makes of weights of the base model."""
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    tokens = canary_tokens("test", 0, model.config.vocab_size, 256)
+    return Singer(model, tokens).sing({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
+
+
 async def _a_stop_in_the_middle_leaves_no_orphan(bench: GeneratorBench, stopped: subprocess.Popen[bytes]) -> None:
     before = len(await bench.groups())
     await bench.issue(*additions(40))
@@ -195,6 +239,10 @@ def _require_as_planned(trajectories: tuple[Trajectory, ...], made: Request) -> 
 
 async def _states(bench: GeneratorBench, state: str) -> bool:
     return all([(await bench.heartbeat(f"generator-{i}")).get("state") == state for i in (1, 2)])
+
+
+async def _in_trouble(bench: GeneratorBench) -> bool:
+    return bool((await bench.heartbeat("generator-2")).get("trouble"))
 
 
 async def _busy(bench: GeneratorBench, name: str) -> bool:

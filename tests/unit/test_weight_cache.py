@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,6 +248,27 @@ def test_a_namesake_works_in_a_directory_of_its_own(published: Publications, tmp
     assert_holds(paths[1], 2)
     second.close()
     assert cache(published, tmp_path).open() == published.manifests[2]
+
+
+def test_directories_of_generators_long_gone_are_removed(published: Publications, tmp_path: Path) -> None:
+    others = {
+        name: WeightCache(published.storage, tmp_path / "cache" / name, LIMIT) for name in ("gone", "here", "new")
+    }
+    for name, other in others.items():
+        other.open()
+        other.advance(published.anchor(1) if name == "gone" else published.manifests[1])
+    others["gone"].close()
+    others["new"].close()
+    for name in ("gone", "here"):
+        for path in (tmp_path / "cache" / name, tmp_path / "cache" / name / "lock"):
+            os.utime(path, (0, 0))
+    (tmp_path / "cache" / "something-else").mkdir()
+    ours = cache(published, tmp_path)
+    ours.open()
+    left = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert left == {"here", "new", "something-else", "generator-1"}
+    ours.close()
+    others["here"].close()
 
 
 def test_what_was_fetched_is_removed_beyond_the_limit_but_never_what_is_needed(
