@@ -27,7 +27,7 @@ from common.stores.storage import manifest_at
 from common.tensor_file import TensorFile
 from common.weights import ANCHOR_FILE, DELTA_FILE, PublicationKind, WeightAnnouncements, verify
 from learner.weight_store import WeightStore
-from tests.contract.learner_rig import Nursery, Rig, checkpoint_of, make_group, saved_tensors, write_run
+from tests.contract.learner_rig import Nursery, Rig, checkpoint_of, make_group, progress_of, saved_tensors, write_run
 from tests.contract.publication_deaths import STAGES
 
 BFLOAT16 = 'dtype = "bfloat16"\n'
@@ -231,6 +231,52 @@ async def test_a_learner_that_is_told_to_stop_does_not_wait_for_a_slow_store(
     finally:
         gate.open()
     assert await rig.events(EventKind.PUBLICATION) == []
+
+
+async def test_a_paused_learner_announces_what_it_writes_and_an_ordered_checkpoint_has_its_number(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate, orders = Gate(monkeypatch), rig.process.orders
+    await rig.prepare()
+    rig.start()
+    await step(rig, 1)
+    await orders.pause("ada", at_s=1.0)
+    number = await orders.checkpoint("ada", at_s=2.0)
+
+    async def saved() -> bool:
+        return rig.process.heartbeat().get("checkpoint_order") == number
+
+    await rig.until(saved)
+    assert progress_of(checkpoint_of(tmp_path / "run", 1))["version"] == 1
+    assert (rig.process.heartbeat()["paused"], rig.process.version) == (True, 0)
+    gate.open()
+    assert [p["version"] for p in await rig.published(1)] == [1]
+    await rig.crash()
+    rig.start()
+    assert [(p["version"], p["step"]) for p in await rig.published(2)] == [(1, 1), (2, 1)]
+
+
+async def test_a_learner_that_waits_for_its_last_version_to_be_written_is_well(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    rig.run_file.write_text(rig.run_file.read_text().replace("[checkpoints]", "max_steps = 1\n[checkpoints]"))
+    monkeypatch.setattr("common.process.BEAT_LIMIT_S", 0.6)
+    monkeypatch.setattr("learner.slow_storage.EVERY_S", 0.1)
+    await rig.prepare()
+    rig.start()
+    await step(rig, 1)
+    end_s, complaints = asyncio.get_running_loop().time() + 1.2, set[str]()
+
+    async def slow() -> bool:
+        complaints.add(rig.process.why_unhealthy())
+        return asyncio.get_running_loop().time() > end_s
+
+    await rig.until(slow)
+    gate.open()
+    assert await rig.ended() == 0
+    assert complaints == {""}
+    assert [p["version"] for p in await rig.published(1)] == [1]
 
 
 async def test_the_learner_serves_its_versions_over_http(
