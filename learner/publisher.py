@@ -22,6 +22,7 @@ from common.metrics import LearnerMetrics, PublicationMetrics
 from common.process import Process
 from common.tasks import end
 from common.weights import Manifest, PublicationKind, WeightAnnouncements
+from learner.broadcaster import Broadcaster
 from learner.compute import GRACE_S
 from learner.slow_storage import writing
 from learner.snapshot import Snapshot
@@ -63,6 +64,7 @@ class Publisher:
         self._lost = lost
         self._release = release
         self._announcements = WeightAnnouncements(process.redis, process.keys)
+        self._broadcaster = Broadcaster(process)
         self._notices = StorageNotices(process)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
         self._last = 0
@@ -140,6 +142,7 @@ class Publisher:
                 "announce a weight version", lambda manifest=publication.manifest: self._announce(manifest)
             )
             self._process.hold_version(snapshot.version)
+            await self._broadcaster.send(snapshot)
             await self._notices.worked(_WHAT)
             await self._tell(publication, snapshot, time.monotonic() - began_s)
             await self._prune()
