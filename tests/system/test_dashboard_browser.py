@@ -188,8 +188,6 @@ async def test_with_a_token_the_page_asks_for_it_once(tmp_path: Path) -> None:
 async def test_on_a_phone_no_view_runs_over_the_edge_and_every_field_has_a_label(
     tmp_path: Path, scheme: Scheme
 ) -> None:
-    tmp_path: Path, scheme: Scheme
-) -> None:
     async with staged(tmp_path, width=390, scheme=scheme) as stage:
         await stage.api("PATCH", "/v1/config", json=LUFFY)
         await stage.steps(12)
