@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import pytest
@@ -38,6 +38,7 @@ MARKS = [
 LUFFY = {"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
 WAIT_S = 30
 REWARDS = "(document.querySelector('#chart-reward .plot')?.data?.at(-1)?.x.length ?? 0)"  # points of the reward chart
+Scheme = Literal["light", "dark"]
 _TOKENIZER = ROOT / "examples" / "addition" / "base"
 
 
@@ -74,19 +75,18 @@ class Watched:
         return [c for c in bad if not any(status in c for status in expected)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Stage(Watched):
     """A page that shows a run that obeys."""
 
-    directory: Path = Path()
-    redis: Redis | None = None
-    redis_url: str = ""
-    control: ControlProcess | None = None
-    run: OperatedRun | None = None
+    directory: Path
+    redis: Redis
+    redis_url: str
+    control: ControlProcess
+    run: OperatedRun
 
     async def steps(self, count: int = 1) -> None:
         """So many steps of the run, now."""
-        assert self.run is not None
         for _ in range(count):
             await self.run.advance(time.time())
 
@@ -97,7 +97,7 @@ class Stage(Watched):
 
 
 @asynccontextmanager
-async def browser_page(width: int, scheme: str) -> AsyncIterator[Page]:
+async def browser_page(width: int, scheme: Scheme) -> AsyncIterator[Page]:
     """A page of a browser of its own."""
     from playwright.async_api import async_playwright  # pyright: ignore[reportMissingImports]
 
@@ -112,14 +112,14 @@ async def browser_page(width: int, scheme: str) -> AsyncIterator[Page]:
 def listen(watched: Watched) -> None:
     """Note what the browser complains about, and every request that leaves the machine."""
     page, complaints = watched.page, watched.complaints
+
+    def on_request(request: Any) -> None:
+        if not request.url.startswith((watched.url, "data:")):
+            complaints.append(f"asked elsewhere: {request.url}")
+
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
     page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
-    page.on(
-        "request",
-        lambda request: (
-            request.url.startswith((watched.url, "data:")) or complaints.append(f"asked elsewhere: {request.url}")
-        ),
-    )
+    page.on("request", on_request)
 
 
 async def _beats(run: OperatedRun) -> None:
@@ -132,7 +132,7 @@ async def _beats(run: OperatedRun) -> None:
 
 @asynccontextmanager
 async def staged(
-    directory: Path, *, width: int = 1280, scheme: str = "light", token: str = "", more: Sequence[str] = ()
+    directory: Path, *, width: int = 1280, scheme: Scheme = "light", token: str = "", more: Sequence[str] = ()
 ) -> AsyncIterator[Stage]:
     """A stage. more: lines of the run file's [control] table."""
     model = directory / "control" / "m"
@@ -141,14 +141,16 @@ async def staged(
         shutil.copy(_TOKENIZER / name, model)
     server = RedisProcess(directory / "redis")
     server.start()
-    options = {"token": token, "more": "\n".join(more)}
-    control = await asyncio.to_thread(ControlProcess(directory / "control", server.url, **options).wait_until_up)
+    started = ControlProcess(directory / "control", server.url, token=token, more="\n".join(more))
+    control = await asyncio.to_thread(started.wait_until_up)
     redis = connection.connect(server.url)
     run = OperatedRun(redis, "test", Tokenizer.from_file(str(model / "tokenizer.json")))
     beats = asyncio.create_task(_beats(run))
     try:
         async with browser_page(width, scheme) as page:
-            stage = Stage(page, control.url, [], directory, redis, server.url, control, run)
+            stage = Stage(
+                page, control.url, directory=directory, redis=redis, redis_url=server.url, control=control, run=run
+            )
             listen(stage)
             yield stage
     finally:

@@ -18,6 +18,7 @@ from common.errors import LostRace
 from common.keys import Keys
 
 _LATEST_S = 1e12
+_FIELDS = frozenset({"revision", "config", "author", "origin", "at_s", "reason", "changes"})
 _COMPARE_AND_SET = """
 local current = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0')
 if current ~= tonumber(ARGV[1]) then return {0, current} end
@@ -93,7 +94,7 @@ class ConfigStore:
         """The same as they were written: an old revision may be one that is not valid any more."""
         stop = -1 if last is None else last - 1
         records: list[bytes] = await self._redis.lrange(self._keys.config_history, first - 1, stop)
-        return [json.loads(record) for record in records]
+        return [_record(number, text) for number, text in enumerate(records, start=first)]
 
     async def replace(
         self, live: LiveConfig, expected: int, author: Author, *, at_s: float, reason: str = ""
@@ -136,6 +137,20 @@ def difference(before: Any, after: Any, path: str = "") -> list[Change]:
     for key in sorted(old.keys() | new.keys()):
         changes += difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     return changes
+
+
+def _record(number: int, text: bytes) -> Json:
+    """The record of a revision. One that cannot be read keeps its place; nobody can return to it."""
+    try:
+        record = json.loads(text)
+        whole = record["revision"] == number and isinstance(record["config"], dict) and record.keys() >= _FIELDS
+        told = all(isinstance(record[name], str) for name in ("author", "origin", "reason"))
+        if whole and told and isinstance(record["changes"], list) and isinstance(record["at_s"], float | int):
+            return record
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    unreadable = {"revision": number, "config": {"unreadable": True}, "author": "unknown", "origin": "unknown"}
+    return {**unreadable, "at_s": 0.0, "reason": "the record of this revision cannot be read", "changes": []}
 
 
 def _mark(told: Json) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -77,7 +78,7 @@ class Doors:
             if holder.role is Role.READ and not reads:
                 detail = f'the token of "{holder.name}" may only read: use one with the role operate'
                 raise Problem(403, "read-only", detail)
-            scope[CALLER] = Caller(holder.name, holder.role, origin, known=True)
+            scope[CALLER] = Caller(holder.name, holder.role, origin, True, partial(self._tokens.knows, holder))
         elif scope["path"].startswith("/v1/"):
             detail = "send a token of this run: Authorization: Bearer $TRIBUTARY_TOKEN"
             raise Problem(401, "token-needed", detail, headers={"WWW-Authenticate": 'Bearer realm="tributary"'})

@@ -14,6 +14,7 @@ from starlette.types import Message, Send
 from common.connection import is_passing
 from common.events import Event, EventKind
 from services.control.deps import Control
+from services.control.tokens import Caller
 
 HEARTBEAT_S = 5.0
 UNREAD_S = 30.0
@@ -23,10 +24,13 @@ _PAUSE_S = 1.0
 log = logging.getLogger(__name__)
 
 
-async def feed(control: Control, after: str, kinds: frozenset[EventKind]) -> AsyncIterator[bytes]:
-    """Events of these kinds after the id `after`. A comment every 5 s shows that the line is alive."""
+async def feed(control: Control, caller: Caller, after: str, kinds: frozenset[EventKind]) -> AsyncIterator[bytes]:
+    """Events of these kinds after the id `after`, for as long as the caller is let in.
+
+    A comment every 5 s shows that the line is alive.
+    """
     yield b"retry: 1000\n: the events of this run follow\n\n"
-    while not control.stop.is_set():
+    while caller.admitted() and not control.stop.is_set():
         news = control.chronicle.news  # taken before reading, so that nothing falls between the two
         try:
             async with control.chronicle.reading:

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -135,7 +136,7 @@ class Steering:
         """Refuse what feeds on demonstrations, whole or as hints, if the run's training data has none."""
         if not (live.algorithm.requires or live.hints.provides):
             return
-        count = await self._redis.hget(self._keys.facts, "train_demonstrations")  # pyright: ignore
+        count: Any = await self._redis.hget(self._keys.facts, "train_demonstrations")  # pyright: ignore
         if count is None or not count.isdigit() or count.strip(b"0"):  # unknown, or some
             return
         raise ConfigRejected([_starving(live)])

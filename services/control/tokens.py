@@ -20,7 +20,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -46,12 +46,16 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a call. origin: the address it comes from. known: a token says the name; else anyone may have it."""
+    """Who makes a call. origin: the address it comes from. known: a token says the name; else anyone may have it.
+
+    admitted: whether the caller would still be let in, for answers that go on for long.
+    """
 
     name: str
     role: Role
     origin: str
     known: bool = False
+    admitted: Callable[[], bool] = field(default=lambda: True, compare=False)
 
     @property
     def author(self) -> Author:
@@ -98,6 +102,11 @@ class Tokens:
                 found = holder
         return found
 
+    def knows(self, holder: Holder) -> bool:
+        """Whether a holder is still one of them, with the same token and role."""
+        self._refresh()
+        return holder in self._holders
+
     def _refresh(self) -> None:
         if self._file is None or self._clock() - self._read_s < REREAD_S:
             return
@@ -117,19 +126,26 @@ class Tokens:
         names = [holder.name for holder in self._holders]
         if OPERATOR in names[1:] and self._operator:
             raise SettingsError(f'{file}: the name "{OPERATOR}" is that of $TRIBUTARY_TOKEN: choose another one')
+        digests = [holder.digest for holder in self._holders]
+        if self._operator and digests[0] in digests[1:]:
+            name = names[digests.index(digests[0], 1)]
+            raise SettingsError(f'{file}: the token of "{name}" is $TRIBUTARY_TOKEN itself: make another one for it')
         self._text = text
 
 
 def read_tokens_file(file: Path) -> bytes:
     """The bytes of a tokens file. SettingsError if it cannot be read, or if others than its owner can read it."""
     try:
-        with file.open("rb") as opened:
+        # A pipe without a writer must not hold up whoever opens it.
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
             status = os.fstat(opened.fileno())
-            text = opened.read(_LARGEST_FILE_BYTES + 1)
+            text = opened.read(_LARGEST_FILE_BYTES + 1) if stat.S_ISREG(status.st_mode) else None
     except OSError as error:
         raise SettingsError(
             f"cannot read the tokens file {file} ({error.strerror}): make it, or take [control] tokens_file out"
         ) from error
+    if text is None:
+        raise SettingsError(f"the tokens file {file} is no file: make one, or take [control] tokens_file out")
     if _is_open(status):
         raise SettingsError(f"the tokens file {file} is open to others than its owner: run chmod 600 {file}")
     if len(text) > _LARGEST_FILE_BYTES:

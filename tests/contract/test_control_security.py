@@ -116,6 +116,19 @@ def test_a_token_is_revoked_by_taking_its_line_out_while_the_run_goes_on(start: 
         assert eve.get("/v1/config").status_code == 401
 
 
+def test_who_is_shut_out_hears_no_more_of_the_events(start: Start, tokens: Path) -> None:
+    control = start(more=f'tokens_file = "{tokens}"').wait_until_up()
+    with client(control, ADA) as ada, client(control, EVE) as eve, eve.stream("GET", "/v1/events") as feed:
+        heard = feed.iter_lines()
+        assert next(heard)
+        tokens.write_text(f"ada operate {ADA}\n")
+        time.sleep(1.2)
+        ada.patch("/v1/config", json={"publish_every": 2})  # news: the feed looks whom it tells
+        later = list(heard)  # it ends
+        assert not any("publish_every" in line for line in later)
+        assert eve.get("/v1/status").status_code == 401
+
+
 def test_who_calls_too_often_is_429_and_others_are_not(start: Start, tokens: Path) -> None:
     limits = "reads_per_s = 3\nwrites_per_s = 0.5\n"
     control = start(more=f'{limits}tokens_file = "{tokens}"').wait_until_up()

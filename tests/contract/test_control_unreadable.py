@@ -121,3 +121,16 @@ async def test_a_data_set_size_that_is_none_refuses_nothing(bench: Bench) -> Non
         await redis.hset(bench.process.keys.facts, "train_prompts", count)
         added = await bench.http.post("/v1/demonstrations", json={"prompt_id": "train:1", "text": "x"})
         assert added.status_code == 202
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+async def test_a_revision_that_cannot_be_read_keeps_its_place_and_nobody_returns_to_it(
+    bench: Bench, junk: bytes
+) -> None:
+    redis: Any = bench.process.redis
+    await bench.http.patch("/v1/config", json={"publish_every": 2})
+    await redis.lset(bench.process.keys.config_history, 0, junk)
+    history = (await bench.http.get("/v1/config/revisions")).json()["revisions"]
+    assert [(r["revision"], r["author"]) for r in history] == [(2, "operator"), (1, "unknown")]
+    assert (await bench.http.get("/v1/config/revisions/1")).status_code == 200
+    assert (await bench.http.post("/v1/config/rollback", json={"revision": 1})).status_code == 422

@@ -318,6 +318,7 @@ async def test_a_served_expert_scores_an_addition_before_it_is_used(benches: Ben
         scorer = asyncio.create_task(_score_for_ever(scores))  # the other prompts' own
         shown = (await bench.next_of("train:1")).demonstrations[0]
         scorer.cancel()
+        assert shown.expert_logprobs is not None
         assert (decode(shown.tokens), shown.expert_logprobs.tolist()) == ("b;#2", [-0.5] * 5)
     assert len(bench.grades) == 2
 
@@ -366,7 +367,7 @@ async def test_the_texts_of_prompts_are_written_with_their_first_request(benches
         return await bench.redis.hgetall(bench.keys.prompt_texts)
 
     async with running(bench):
-        await until(texts)
+        await until(lambda: bench.redis.exists(bench.keys.prompt_texts))
         assert set(await texts()) <= {f"train:{i}".encode() for i in range(9)}
         assert len(await texts()) == 4, "only those that were asked for"
         await bench.next_of("train:8")

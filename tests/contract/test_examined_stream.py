@@ -92,8 +92,9 @@ def test_broken_bytes_are_a_typed_error(payload: bytes) -> None:
     ],
 )
 def test_fields_of_another_form_are_a_typed_error(damage: dict[str, Any]) -> None:
+    packed: Any = msgpack.packb(fields_of(examined_group(0)) | damage)
     with pytest.raises(WireError, match="not an examined group"):
-        decode_examined(zlib.compress(msgpack.packb(fields_of(examined_group(0)) | damage)))
+        decode_examined(zlib.compress(packed))
 
 
 async def test_the_newest_come_first_page_by_page(client: Callable[[], Redis]) -> None:

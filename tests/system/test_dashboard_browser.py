@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from control_process import ControlProcess
-from dashboard_stage import LUFFY, MARKS, REWARDS, staged
+from dashboard_stage import LUFFY, MARKS, REWARDS, Scheme, staged
 
 async_api = pytest.importorskip("playwright.async_api", reason="the browser test needs the playwright package")
 pytestmark = MARKS
@@ -185,7 +185,9 @@ async def test_with_a_token_the_page_asks_for_it_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_on_a_phone_no_view_runs_over_the_edge_and_every_field_has_a_label(tmp_path: Path, scheme: str) -> None:
+async def test_on_a_phone_no_view_runs_over_the_edge_and_every_field_has_a_label(
+    tmp_path: Path, scheme: Scheme
+) -> None:
     async with staged(tmp_path, width=390, scheme=scheme) as stage:
         await stage.api("PATCH", "/v1/config", json=LUFFY)
         await stage.steps(12)

@@ -161,6 +161,7 @@ async def test_the_tokens_of_a_group_tell_their_numbers_under_the_keyboard_and_c
         await page.keyboard.press("Home")
         await async_api.expect(card).to_contain_text("hint")
         label = await hinted.locator("[aria-selected=true]").get_attribute("aria-label")
+        assert label is not None
         assert label.startswith("1: token 4, no. 11, source hint,")
         await page.locator("#group .tokens").nth(6).locator("span").nth(3).hover()
         await async_api.expect(card).to_contain_text("demonstration")

@@ -269,3 +269,27 @@ async def test_guessing_tokens_is_limited_by_the_address_that_guesses(tmp_path: 
         guesses = [(await http.get("/v1/x", headers=bearer(f"{n:016}"))).status_code for n in range(4)]
         assert guesses == [401, 401, 429, 429]
         assert (await http.get("/v1/x", headers=bearer(ADA))).status_code == 200
+
+
+def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tokens", 0o600)
+    with pytest.raises(SettingsError, match="is no file"):
+        read_tokens_file(tmp_path / "tokens")
+
+
+def test_the_operators_token_cannot_be_anybody_elses_too(tmp_path: Path) -> None:
+    file = write(tmp_path / "tokens", f"monitor read {ADA}\n")
+    with pytest.raises(SettingsError, match=r'the token of "monitor" is \$TRIBUTARY_TOKEN itself'):
+        Tokens(ADA, file)
+
+
+def test_a_holder_is_known_until_its_line_is_taken_out(tmp_path: Path) -> None:
+    now_s = 0.0
+    file = write(tmp_path / "tokens", f"ada operate {ADA}\n")
+    tokens = Tokens(None, file, lambda: now_s)
+    holder = tokens.holder(ADA.encode())
+    assert holder is not None
+    assert tokens.knows(holder)
+    write(file, f"ada read {ADA}\n")
+    now_s = 2 * REREAD_S
+    assert not tokens.knows(holder)

@@ -77,7 +77,7 @@ async def try_out(
         detail = f"{MOST_WAITING} dry runs wait for the learner already: try again after its next step"
         raise Problem(429, "too-many-dry-runs", detail, headers={"Retry-After": "5"})
     notice = await _why_late(control)
-    answer = await awaited(lambda: control.dry_runs.answer(asked.trial_id), 0 if notice else wait_s, control.stop)
+    answer = await awaited(lambda: control.dry_runs.answer(asked.trial_id), 0 if notice else wait_s, control)
     if answer is not None:
         return view_of(asked, answer)
     response.status_code = 202

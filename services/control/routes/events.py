@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from common.config.live import Json
 from common.events import Event, EventKind, EventLog
-from services.control.deps import Controlled
+from services.control.deps import Called, Controlled
 from services.control.examples import answered
 from services.control.feed import FeedResponse, feed
 from services.control.places import Place, is_start, order
@@ -163,6 +163,7 @@ async def _seat(control: Controlled) -> AsyncIterator[None]:
 )
 async def events(
     control: Controlled,
+    caller: Called,
     kind: Kinds = None,
     after: Annotated[
         EventId | None, Query(description="begin after this event; without it, with what comes next")
@@ -175,7 +176,7 @@ async def events(
     """
     async with control.chronicle.reading:
         start = last_event_id or after or await control.events.last_id()
-    return FeedResponse(feed(control, start, frozenset(kind or EventKind)))
+    return FeedResponse(feed(control, caller, start, frozenset(kind or EventKind)))
 
 
 def _series(events: Sequence[Event], following: str, *, more: bool, previous: str | None = None) -> Series:

@@ -125,7 +125,7 @@ async def checkpoint(
         return learner if learner.alive and learner.checkpoints_done >= order else None
 
     alive = (await _learner(control)).alive
-    done = await awaited(carried_out, wait_s if alive else 0, control.stop)
+    done = await awaited(carried_out, wait_s if alive else 0, control)
     if done is not None:
         return CheckpointView(order=order, done=True, step=done.checkpoint_step)
     response.status_code = 202
