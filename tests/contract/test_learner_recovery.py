@@ -219,9 +219,10 @@ async def test_restored_weights_are_published_under_a_higher_number(rig: Rig) ->
 
 async def test_staleness_is_counted_along_the_surviving_history(rig: Rig) -> None:
     await rig.switch(max_staleness=2)
-    await rig.emit(make_group(n, version=n // 2) for n in range(14))
     rig.start()
-    await rig.steps(7)
+    for version in range(7):
+        await rig.emit(make_group(n, version=version) for n in (2 * version, 2 * version + 1))
+        await rig.published(version + 1)
     await rig.crash()
     await rig.emit([make_group(n, version=7) for n in (14, 15)])  # sampled before the crash
     rig.start()  # from step 4, which is now version 8: groups of versions 4, 5, 6, 7 follow
