@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from control_bench import Bench, opened
+from dry_run_findings import ACTIVE
 from redis_process import RedisProcess
 
 from common.config.live import dump_live
@@ -19,19 +20,9 @@ from common.trials import KEPT_S, MOST_WAITING, Trials
 
 GAMMA = {"label": "γ = 0.3", "patch": {"algorithm": {"gamma": 0.3}}}
 LUFFY = {"algorithm": {"kind": "luffy"}, "hints": {"kind": "demonstration"}}
-FINDING: dict[str, Any] = {
-    "algorithm": "luffy",
-    "loss": -0.25,
-    "terms": {"policy": -0.05, "expert": -0.2},
-    "gradient_weight": {"policy": 0.5, "expert": None},
+FINDING: dict[str, Any] = ACTIVE | {
     "pull": {"policy": 0.5, "demonstration": 0.25},
-    "entropy": 0.8,
-    "ratio": {"policy": 1.0},
-    "effective_sample_size": {"policy": 0.97},
-    "clip_fraction": {"policy": 0.0},
     "cosine": 0.93,
-    "tokens": 100,
-    "trajectories": 8,
     "missing_trajectories": 2,
     "notes": ["2 trajectories are not in this batch"],
 }

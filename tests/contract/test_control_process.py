@@ -6,8 +6,6 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,20 +16,6 @@ from redis_process import RedisProcess
 pytestmark = pytest.mark.system
 
 Start = Callable[..., ControlProcess]
-
-
-@pytest.fixture
-def start(redis_server: RedisProcess, tmp_path: Path) -> Iterator[Start]:
-    """Starts control planes, which are stopped afterwards."""
-    started: list[ControlProcess] = []
-
-    def make(**options: Any) -> ControlProcess:
-        started.append(ControlProcess(tmp_path / "control", redis_server.url, **options))
-        return started[-1]
-
-    yield make
-    for control in started:
-        control.stop()
 
 
 def refusal(control: ControlProcess) -> tuple[int, str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -26,20 +25,6 @@ def tokens(tmp_path: Path) -> Path:
     file.write_text(f"# who may steer this run\nada operate {ADA}\neve read {EVE}\n")
     file.chmod(0o600)
     return file
-
-
-@pytest.fixture
-def start(redis_server: RedisProcess, tmp_path: Path) -> Iterator[Start]:
-    """Starts control planes, which are stopped afterwards."""
-    started: list[ControlProcess] = []
-
-    def make(**options: Any) -> ControlProcess:
-        started.append(ControlProcess(tmp_path / "control", redis_server.url, **options))
-        return started[-1]
-
-    yield make
-    for control in started:
-        control.stop()
 
 
 def client(control: ControlProcess, token: str | None) -> httpx.Client:

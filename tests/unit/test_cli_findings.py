@@ -5,28 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from dry_run_findings import ACTIVE
 from rich.console import Console
 
 from common.errors import SettingsError
 from services.cli.commands.trying import candidates_of, label_of
 from services.cli.findings import figures_of, findings_table, remarks
 
-ACTIVE: dict[str, Any] = {
-    "algorithm": "luffy",
-    "loss": -0.25,
-    "terms": {"policy": -0.05, "expert": -0.2},
-    "gradient_weight": {"policy": 0.5, "expert": None},
-    "pull": {"policy": 0.5, "demonstration": 0.125},
-    "entropy": 0.8,
-    "ratio": {"policy": 1.0},
-    "effective_sample_size": {"policy": 0.97},
-    "clip_fraction": {"policy": 0.0},
-    "cosine": 1.0,
-    "tokens": 100,
-    "trajectories": 8,
-    "missing_trajectories": 0,
-    "notes": [],
-}
 GAMMA = {**ACTIVE, "loss": -0.5, "cosine": 0.93456, "notes": ["another temperature"], "pull": {"demonstration": 0.4}}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.up import process_table, supervisor
-from services.cli.up.program import Program, describe_exit
+from services.cli.up.program import Child, Program, describe_exit
 from services.cli.up.supervisor import Change, Deaths, GaveUp, State, Supervisor
 
 MARK = ("TRIBUTARY_TEST_MARK", f"{os.getpid()}")
@@ -273,3 +273,16 @@ async def _appear(*paths: Path) -> None:
     """Return once the files are there: their writers are up."""
     while not all(path.exists() for path in paths):
         await asyncio.sleep(0.01)
+
+
+def test_a_program_that_stands_back_does_so_with_its_children(tmp_path: Path) -> None:
+    shell = "sleep 0.2; nice; sh -c nice; cat /proc/self/autogroup"
+    environment = {"PATH": os.environ["PATH"]}
+    child = Child(Program("a", "a", ("/bin/sh", "-c", shell), environment, tmp_path / "log", nice=7), 0.0)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert child.exit_code(1.0) == 0
+    own, of_its_child, *group = (tmp_path / "log").read_text().splitlines()
+    asked = str(min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7))
+    assert (own, of_its_child) == (asked, asked)
+    if Path("/proc/self/autogroup").exists():
+        assert group[0].endswith(" nice 7")

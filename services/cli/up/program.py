@@ -15,7 +15,10 @@ from common.errors import TributaryError
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to start. may_end: a clean exit is its end, not its death. last: stopped only after everything else."""
+    """What to start. may_end: a clean exit is its end, not its death. last: stopped only after everything else.
+
+    nice: by how much it stands back for others where processors are short.
+    """
 
     name: str
     role: str
@@ -24,6 +27,7 @@ class Program:
     log: Path
     may_end: bool = False
     last: bool = False
+    nice: int = 0
 
 
 class Child:
@@ -48,6 +52,8 @@ class Child:
                 )
         except OSError as error:
             raise TributaryError(f"{program.name} cannot be started: {program.command[0]}: {error.strerror}") from error
+        if program.nice:
+            _stand_back(self.pid, program.nice)
 
     @property
     def pid(self) -> int:
@@ -65,6 +71,14 @@ class Child:
         """Ask it to stop. Only itself: an engine core that is asked beside it would drop the requests it works on."""
         with suppress(ProcessLookupError, PermissionError):
             os.kill(self.pid, signal.SIGTERM)
+
+
+def _stand_back(pid: int, nice: int) -> None:
+    """Have a process that was just started, and all that it will start, stand back where processors are short."""
+    with suppress(OSError):  # it ended, or the system does not let us: then it competes like anyone else
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice))
+        # Where Linux groups processes by session, which each of ours has of its own, only the group's value counts.
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 def describe_exit(code: int) -> str:

@@ -15,6 +15,8 @@ PARENT = "TRIBUTARY_PARENT"
 LEARNER = "learner"
 SCORER = "scorer"
 _MODULES = {LEARNER: LEARNER, SCORER: "services.generator.scoring"}
+# Whoever computes without pause stands back for whoever answers an operator, on the same few processors.
+_NICE = {"generator": 10, LEARNER: 10, SCORER: 10}
 _ROOT = Path(common.__file__).resolve().parent.parent
 
 
@@ -36,6 +38,7 @@ def _program(settings: RunFile, run_file: Path, redis_url: str, name: str, role:
         environment=environment(settings, role) | {"REDIS_URL": redis_url},
         log=log_path(settings, name),
         may_end=role == LEARNER,
+        nice=_NICE.get(role, 0),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -81,12 +82,23 @@ _FIXED = {
 @router.get("/algorithms", summary="Every algorithm", responses=answered({"algorithms": [_LUFFY]}))
 async def algorithms() -> Algorithms:
     """What a batch can teach. `curl -s $DASHBOARD/v1/algorithms`."""
-    return Algorithms(algorithms=[_algorithm(a) for a in ALGORITHMS])
+    return _algorithms()
 
 
 @router.get("/hint-policies", summary="Every hint policy", responses=answered({"hint_policies": [_FIXED]}))
 async def hint_policies() -> HintPolicies:
     """What the policy can be shown of demonstrations. `curl -s $DASHBOARD/v1/hint-policies`."""
+    return _hint_policies()
+
+
+@cache
+def _algorithms() -> Algorithms:
+    # Made once, as are the hint policies: their schemas take long enough to hold up everyone else's call.
+    return Algorithms(algorithms=[_algorithm(a) for a in ALGORITHMS])
+
+
+@cache
+def _hint_policies() -> HintPolicies:
     return HintPolicies(hint_policies=[_hint_policy(h) for h in HINT_POLICIES])
 
 

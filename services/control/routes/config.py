@@ -8,6 +8,7 @@ curl -sX PATCH $DASHBOARD/v1/config -H 'If-Match: "7"' --json '{"optimizer": {"l
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -121,6 +122,12 @@ async def read(control: Controlled, response: Response) -> RevisionView:
 @router.get("/schema", summary="JSON schema of a live configuration", responses=answered(_SCHEMA))
 async def schema() -> Json:
     """The JSON schema that forms can be built from. `curl -s $DASHBOARD/v1/config/schema`."""
+    return _schema()
+
+
+@cache
+def _schema() -> Json:
+    # Made once: it takes long enough to hold up everyone else's call.
     return LiveConfig.model_json_schema()
 
 
