@@ -203,6 +203,22 @@ class LearnerSettings(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_steps: int | None = Field(default=None, ge=1, description="stop after this step; null: run until stopped")
     micro_batch_tokens: int = Field(default=8192, ge=16, description="tokens of one forward pass")
+    layout: Literal["auto", "rows", "packed"] = Field(
+        default="auto", description="rows: padded, of like length. packed: one after another. auto: packed on a GPU"
+    )
+    shared_prompts: bool = Field(
+        default=True, description="compute a long prompt once for its whole group where that saves a third or more"
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="keep the input of each layer only and compute the rest again: less memory, slower"
+    )
+    compile: bool = Field(default=False, description="compile each layer with torch.compile")
+    head: Literal["chunked", "fused"] = Field(
+        default="chunked", description="how log-probs are computed; fused: Triton kernels, on a GPU"
+    )
+    processes: int = Field(
+        default=1, ge=1, le=1024, description="processes that `tributary up` shares the model among, one a GPU"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: 1")
     examined_groups: int = Field(default=2, ge=0, le=64, description="groups of a step that operators can look into")
 
