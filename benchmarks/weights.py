@@ -3,6 +3,7 @@
 python -m benchmarks.weights                    # 210 versions of a small model, each checked bit by bit; then the codec
 python -m benchmarks.weights --versions 42      # fewer
 python -m benchmarks.weights --dtype float32    # what engines on a CPU run on
+python -m benchmarks.weights --no-steps --device cuda --shape 1.5b     # the codec on a GPU, for 1.5 billion parameters
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._weights_codec import measure
+from benchmarks._weights_codec import SHAPES, measure
 from benchmarks._weights_follower import Follower, Timings
 from benchmarks._weights_steps import SFT, small_model, take_step
 from common.stores.directory import DirectoryStorage
 from common.weights import Manifest, PublicationKind
 from learner.canary import canary_tokens
+from learner.layout import Layout
 from learner.snapshot import Origin, Snapshots
 from learner.trainer import Trainer
 from learner.weight_store import Publication, WeightStore
@@ -47,7 +49,7 @@ class Version:
 
 def publish(count: int, dtype: torch.dtype) -> Iterator[tuple[str | float, list[Version]]]:
     """The versions of each phase. RuntimeError if one is not, bit by bit, what the learner had."""
-    trainer = Trainer(small_model(), 4096)
+    trainer = Trainer(small_model(), Layout(4096))
     snapshots = Snapshots(trainer.model, dtype, canary_tokens("benchmark", 0, 4096, 32))
     number = version = 0
     for number in range(1, WARM_UP + 1):  # moments of zero make AdamW's first steps larger than any later one
@@ -103,6 +105,9 @@ def main() -> None:
     parser.add_argument("--versions", type=int, default=210, help="weight versions in all")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="as published")
     parser.add_argument("--no-steps", action="store_true", help="the codec only")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the codec")
+    parser.add_argument("--shape", choices=SHAPES, help="of the codec's weights; 1.5b on a GPU, part of it on a CPU")
+    parser.add_argument("--by-torch", action="store_true", help="compare on a CPU as on a GPU")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if not asked.no_steps:
@@ -116,9 +121,9 @@ def main() -> None:
         for phase, versions in publish(asked.versions, getattr(torch, asked.dtype)):
             print(line(phase, versions), flush=True)
         print("every version was rebuilt from what was published and is the learner's own, bit by bit")
-    for device in ("cuda",) if torch.cuda.is_available() else ("cpu",):
-        for text in measure(device):
-            print(text, flush=True)
+    shapes = SHAPES[asked.shape or ("part" if asked.device == "cpu" else "1.5b")]
+    for text in measure(asked.device, shapes, by_torch=asked.by_torch):
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

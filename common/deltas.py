@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from common.byte_planes import Press, unpack
 from common.errors import WeightsError
-from common.tensor_file import PATTERN_TYPES, Layout, Patterns, read_layout
+from common.tensor_file import PATTERN_TYPES, Layout, Patterns, read_layout, whole
 
 SPAN = 1 << 20
 """Elements that one patch is about at most: what is compared, coded and hashed together stays in the cache."""
@@ -185,9 +185,9 @@ class _Reader:
             raise WeightsError("not a delta: it begins with other bytes")
         head = self._take_head(self._take_length())
         try:
-            if head["schema"] > _SCHEMA:
+            if whole(head["schema"]) > _SCHEMA:
                 raise WeightsError("the delta was written by a newer version of this project: upgrade this process")
-            return DeltaHead(int(head["base"]), int(head["version"]))
+            return DeltaHead(whole(head["base"]), whole(head["version"]))
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"not a delta: its head is {head!r}") from error
 
@@ -205,8 +205,10 @@ class _Reader:
             layout = read_layout(dtype, shape)
             if layouts.get(name) != layout:
                 raise WeightsError(f"a patch of {name!r} {layout}, which the base has as {layouts.get(name)}")
-            _check_run(layout, start, span, count)
-            return _decode(Patch(name, layout, start, span, None, _NOTHING), Coding(coding), count, self._take(size))
+            _check_run(layout, whole(start), whole(span), whole(count))
+            return _decode(
+                Patch(name, layout, start, span, None, _NOTHING), Coding(coding), count, self._take(whole(size))
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"a delta with a patch that cannot be read: {type(error).__name__}: {error}") from error
 
@@ -228,10 +230,8 @@ class _Reader:
             raise WeightsError(f"a delta with a head that cannot be read: {error}") from error
 
 
-def _check_run(layout: Layout, start: Any, span: Any, count: Any) -> None:
+def _check_run(layout: Layout, start: int, span: int, count: int) -> None:
     """ValueError unless a run lies inside its tensor and tells no more elements than it has."""
-    if not all(type(number) is int for number in (start, span, count)):
-        raise ValueError("a run that is not given in whole numbers")
     if not (start >= 0 and 0 < span <= SPAN and start + span <= layout.elements and 0 < count <= span):
         raise ValueError(f"{count} values in elements {start} to {start + span} of {layout.elements}")
 

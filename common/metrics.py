@@ -10,8 +10,10 @@ _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # A counter that appears with its first event hides that event from increase(): labels that are known begin at zero.
 _QUARANTINED = ("requests", "groups", "outcomes", "score_tasks", "demonstrations")
 _ATTEMPTED = ("done", "failed")
+_SAVING = ("copy", "write")
 _STAGES = ("snapshot", "canary", "encode", "write", "total")
 _STORED = ("checkpoint", "weight version")
+_STEP_STAGES = ("pack", "transfer", "forward", "backward", "optimizer", "publish", "checkpoint")
 
 
 class ProcessMetrics:
@@ -118,6 +120,11 @@ class LearnerMetrics:
         self.wait = Counter("tributary_learner_wait_seconds_total", "Time spent waiting for groups", registry=registry)
         self.waiting = Gauge("tributary_learner_waiting", "1 while the learner waits for groups", registry=registry)
         self.step_seconds = Histogram("tributary_step_seconds", "Time per step", buckets=_SECONDS, registry=registry)
+        self.stage_seconds = Counter(
+            "tributary_learner_stage_seconds_total", "Time of steps by stage", ["stage"], registry=registry
+        )
+        for stage in _STEP_STAGES:
+            self.stage_seconds.labels(stage)
         self.reward = Gauge("tributary_reward_mean", "Mean reward of sampled trajectories", registry=registry)
         self.entropy = Gauge("tributary_entropy", "Mean entropy on sampled tokens", registry=registry)
         self.staleness = Gauge("tributary_staleness_mean", "Mean staleness of a step's groups", registry=registry)
@@ -136,9 +143,21 @@ class LearnerMetrics:
             "tributary_rehearsal_buffer", "Demonstrations that wait to be rehearsed (ReLIFT)", registry=registry
         )
         self.unpublished = Gauge(
-            "tributary_unpublished_updates", "Optimiser updates since the last publication", registry=registry
+            "tributary_unpublished_updates", "Optimiser updates that no announced version holds", registry=registry
+        )
+        self.shortages = Counter(
+            "tributary_learner_out_of_memory_total", "Steps made again from smaller micro-batches", registry=registry
         )
         self.checkpoints = Counter("tributary_checkpoints_total", "Checkpoints committed", registry=registry)
+        self.checkpoint_seconds = Histogram(
+            "tributary_checkpoint_seconds",
+            "Stages of a checkpoint; only the copy holds a step back",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        for stage in _SAVING:
+            self.checkpoint_seconds.labels(stage)
         self.storage_failures = Counter(
             "tributary_storage_failures_total", "Files that the disk did not take", ["what"], registry=registry
         )

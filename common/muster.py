@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
+from uuid import uuid4
 
 from redis.asyncio import Redis
 
@@ -34,6 +35,15 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return ARGV[1]
 """
 
+# Whether a member is ready by this call or by one of the same life. A former life's word cannot be kept any more.
+_READY = """
+local mark = redis.call('HGET', KEYS[1], 'ready:' .. ARGV[1])
+if mark then return mark == ARGV[2] and 1 or 0 end
+redis.call('HSET', KEYS[1], 'ready:' .. ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+
 
 class Word(StrEnum):
     """How a version comes to the generators."""
@@ -43,13 +53,15 @@ class Word(StrEnum):
 
 
 class Muster:
-    """The musters of one run. clock: seconds, growing."""
+    """The musters of one run, as one life of a member or of the learner sees them. clock: seconds, growing."""
 
     def __init__(self, redis: Redis, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis: Any = redis  # Any: redis-py's annotations mix its two clients
         self._keys = keys
         self._clock = clock
         self._say = self._redis.register_script(_SAY)
+        self._ready = self._redis.register_script(_READY)
+        self._mark = uuid4().hex
 
     async def call(self, version: int, group: str, members: Sequence[str], limit_s: float) -> Word:
         """The learner's side: call the members together, and give the word when all are ready or the time is up.
@@ -70,11 +82,12 @@ class Muster:
     async def answer(self, version: int, name: str, limit_s: float) -> str | None:
         """A member's side: be ready, and wait for the word. The group to meet in now; None: take it from the store.
 
-        After `limit_s` without a word this member calls the broadcast off.
+        After `limit_s` without a word this member calls the broadcast off; at once if it was ready in a former life.
         """
         key = self._keys.muster(version)
-        await self._redis.hset(key, f"ready:{name}", "1")
-        await self._redis.pexpire(key, _FORGOTTEN_MS)
+        if not await self._ready(keys=[key], args=[name, self._mark, _FORGOTTEN_MS]):
+            await self.call_off(version)
+            return None
         deadline_s = self._clock() + limit_s
         while (word := await self._redis.hget(key, "word")) is None:
             if self._clock() >= deadline_s:

@@ -6,11 +6,11 @@ The file: 8 bytes length of the header, the header (JSON: name → dtype, shape,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ PATTERN_TYPES: dict[int, np.dtype[Any]] = {width: np.dtype(f"<u{width}") for wid
 
 _LONGEST_HEADER = 100_000_000
 _MOST_DIMENSIONS = 32
+_ALIGNED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,21 @@ class TensorFile:
             flush()
 
 
+def write_tensors(file: BinaryIO, layouts: Mapping[str, Layout], raw: Callable[[str], NDArray[np.uint8]]) -> None:
+    """Write tensors one after the other, the widest dtype first, so that each is aligned. raw: the bytes of one."""
+    names = sorted(layouts, key=lambda name: (-layouts[name].width, name))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + layouts[name].bytes
+        entries[name] = {"dtype": layouts[name].dtype, "shape": layouts[name].shape, "data_offsets": (begin, end)}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNED)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for name in names:
+        file.write(raw(name).data)
+
+
 def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
     """The header of a file, and where the bytes of its tensors begin."""
     with path.open("rb") as file:
@@ -117,7 +133,7 @@ def _places(header: Mapping[str, Any], start: int, size: int, path: Path) -> Ite
             continue
         try:
             layout = read_layout(entry["dtype"], entry["shape"])
-            begin, end = (int(offset) for offset in entry["data_offsets"])
+            begin, end = (whole(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: tensor {name!r} has no usable entry: {entry!r}") from error
         if not 0 <= begin <= end <= size - start or end - begin != layout.bytes:
@@ -127,9 +143,16 @@ def _places(header: Mapping[str, Any], start: int, size: int, path: Path) -> Ite
 
 def read_layout(dtype: Any, shape: Any) -> Layout:
     """The layout that an untrusted header tells. WeightsError or ValueError if there is none of that kind."""
-    sizes = tuple(int(part) for part in shape)
+    sizes = tuple(whole(part) for part in shape)
     if len(sizes) > _MOST_DIMENSIONS or any(part < 0 for part in sizes):
         raise ValueError(f"no shape: {shape!r}")
     layout = Layout(str(dtype), sizes)
     _ = layout.width
     return layout
+
+
+def whole(value: Any) -> int:
+    """A number of an untrusted header, which may hold anything. ValueError unless it is a whole one."""
+    if type(value) is not int:
+        raise ValueError(f"no whole number: {value!r}")
+    return value

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from common.digests import DigestKind, file_digest
+from common.digests import DigestKind
 from common.errors import WeightsError
 from common.keys import Keys
 
@@ -21,6 +22,7 @@ ANCHOR_FILE = "model.safetensors"
 DELTA_FILE = "model.delta"
 _KEPT = 300
 _SCHEMA = 2
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class PublicationKind(StrEnum):
@@ -83,6 +85,11 @@ def location_of(version: int) -> str:
     return f"v{version:06d}"
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a file of a publication may have this name: one that leads nowhere else."""
+    return _FILE_NAME.fullmatch(name) is not None
+
+
 def version_at(location: str) -> int | None:
     """The version that lies at a place below the root of a store; None if that is no version's place."""
     number = location.removeprefix("v")
@@ -113,7 +120,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
     manifest = Manifest(
         kind=PublicationKind(fields.pop("kind")),
         location=_text(fields.pop("location")),
-        files={str(name): (int(size), str(proof)) for name, (size, proof) in fields.pop("files").items()},
+        files={_file_name(name): (_whole(size), _text(proof)) for name, (size, proof) in fields.pop("files").items()},
         tensors={str(name): str(proof) for name, proof in fields.pop("tensors").items()},
         at_s=_finite(fields.pop("at_s")),
         digests=DigestKind(fields.pop("digests", DigestKind.SHA256)),
@@ -123,13 +130,21 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
     )
     if fields:
         raise ValueError(f"unknown fields {sorted(fields)}")
+    if PurePosixPath(manifest.location).name != location_of(manifest.version):
+        raise ValueError(f"version {manifest.version} is said to lie at {manifest.location!r}")
     if manifest.kind is PublicationKind.DELTA and not 0 < manifest.anchor <= manifest.base < manifest.version:
         raise ValueError(f"a delta of version {manifest.version} on {manifest.base}, chain of {manifest.anchor}")
     return manifest
 
 
+def _file_name(value: Any) -> str:
+    if not is_file_name(value):
+        raise ValueError(f"{value!r} is no name of a file")
+    return value
+
+
 def _whole(value: Any) -> int:
-    if not isinstance(value, int):
+    if type(value) is not int or value < 0:
         raise TypeError(f"{value!r} is no whole number")
     return value
 
@@ -158,27 +173,6 @@ def _canary(fields: Any) -> Canary:
     if [len(row) - 1 for row in canary.tokens] != [len(row) for row in canary.logprobs]:
         raise ValueError("a canary whose log-probs do not fit its tokens")
     return canary
-
-
-def verify(manifest: Manifest, root: Path = Path()) -> Path:
-    """The directory of a publication whose every file is present and undamaged; WeightsError otherwise.
-
-    root: that of the store; a location that is absolute needs none.
-    """
-    directory = root / manifest.location
-    for name, (size, digest) in manifest.files.items():
-        path = directory / name
-        try:
-            actual = path.stat().st_size
-            if actual != size:
-                raise WeightsError(
-                    f"weight version {manifest.version}: {path} has {actual} bytes, {size} were published"
-                )
-            if file_digest(path, manifest.digests) != digest:
-                raise WeightsError(f"weight version {manifest.version}: {path} does not match its digest")
-        except OSError as error:
-            raise WeightsError(f"weight version {manifest.version}: cannot read {path}: {error.strerror}") from error
-    return directory
 
 
 # Versions grow: an announcement that is not newer than the last one is refused.
@@ -221,12 +215,17 @@ class WeightAnnouncements:
             newest = await self.newest()
         return newest if newest is not None and newest.version > version else None
 
+    async def last(self) -> Manifest | None:
+        """What was announced last; WeightsError if that is no manifest which can be read here, though others might."""
+        entries: Any = await self._redis.xrevrange(self._key, count=1)
+        return decode_manifest(entries[0][1].get(b"payload", b"")) if entries else None
+
     async def recent(self, count: int) -> list[Manifest]:
         """The last `count` announced versions, newest first."""
         found: list[Manifest] = []
         end = "+"
         while len(found) < count:
-            entries: Any = await self._redis.xrevrange(self._key, max=end, count=max(count, 10))
+            entries: Any = await self._redis.xrevrange(self._key, max=end, count=count - len(found))
             for entry_id, fields in entries:
                 end = f"({entry_id.decode()}"
                 with suppress(WeightsError):

@@ -6,19 +6,26 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from common.process import Process, run
 from common.settings import RunFile
 from common.stores.directory import DirectoryStorage
 from common.stores.opening import TOKEN_VARIABLE, storage_to_write
+from learner.attending import choose_kernel, equip, is_equipped
 from learner.compute import ComputeThread
+from learner.head import choose_head
 from learner.intake import Acceptance, Intake
+from learner.layers import checkpoint_activations, compile_layers
+from learner.layout import Layout
 from learner.loop import Learner
+from learner.memory import Budget
 from learner.model import choose_device, load_policy, longest, vocabulary
-from learner.policy import check_head
+from learner.policy import check_head, use_head
 from learner.trainer import Trainer
 from learner.weight_server import WeightServer
 
@@ -55,10 +62,27 @@ def open_trainer(settings: RunFile) -> Trainer:
     """The trainer of a run, seeded. SettingsError if device or model cannot be used."""
     torch.set_num_threads(settings.learner.threads or 1)
     torch.manual_seed(settings.run.seed)  # pyright: ignore[reportUnknownMemberType]
-    load = partial(load_policy, settings, choose_device(settings.learner.device))
-    model = load()
+    device = choose_device(settings.learner.device)
+    load = partial(open_policy, settings, device)
+    model, layout = load(), Layout.of(settings.learner, device)
+    if not is_equipped(model):
+        layout = replace(layout, shared_prompts=False)
+    budget = Budget.of(settings.learner, settings.checkpoints_directory)
+    return Trainer(model, layout, load_reference=load, budget=budget)
+
+
+def open_policy(settings: RunFile, device: torch.device) -> PreTrainedModel:
+    """The model of the run, computed as the run file asks. SettingsError if it cannot be."""
+    asked, head = settings.learner, choose_head(settings.learner.head, device)
+    model = load_policy(settings, device)
     check_head(model)
-    return Trainer(model, settings.learner.micro_batch_tokens, load_reference=load)
+    use_head(model, head)
+    equip(model, choose_kernel(device))
+    if asked.activation_checkpointing:
+        checkpoint_activations(model)
+    if asked.compile:
+        compile_layers(model, device)
+    return model
 
 
 if __name__ == "__main__":

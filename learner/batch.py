@@ -1,8 +1,10 @@
-"""The arrays of one forward pass: padded rows for the model, flat response tokens for the objective."""
+"""The arrays of one forward pass: rows of token ids for the model, flat response tokens for the objective."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,19 +58,23 @@ class TokenBatch:
         """The batch with other advantages."""
         return replace(self, advantages_T=advantages_N.to(self.advantages_T)[self.segment_T])
 
+    def part(self, tokens: slice, sequences: slice) -> TokenBatch:
+        """These whole trajectories with these tokens, which must be theirs; it shares this batch's memory."""
+        chosen = {f.name: getattr(self, f.name)[tokens if f.name.endswith("_T") else sequences] for f in fields(self)}
+        chosen["segment_T"] = chosen["segment_T"] - sequences.start
+        return TokenBatch(**chosen)
+
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> TokenBatch:
-        """The batch on `device`, its real numbers as `dtype`."""
-        return TokenBatch(
-            labels_T=self.labels_T.to(device),
-            sources_T=self.sources_T.to(device),
-            advantages_T=self.advantages_T.to(device, dtype),
-            behaviour_logprobs_T=self.behaviour_logprobs_T.to(device, dtype),
-            expert_logprobs_T=self.expert_logprobs_T.to(device, dtype),
-            has_expert_T=self.has_expert_T.to(device),
-            segment_T=self.segment_T.to(device),
-            rewards_N=self.rewards_N.to(device, dtype),
-            is_demonstration_N=self.is_demonstration_N.to(device),
-        )
+        """The batch on `device`, its real numbers as `dtype`. What is pinned is copied without waiting for it."""
+        return self._each(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype, non_blocking=True))
+
+    def pinned(self, dtype: torch.dtype = torch.float32) -> TokenBatch:
+        """The batch in memory that a GPU reads by itself, its real numbers already as `dtype`."""
+        # A conversion on the way to the device would go through memory that is not pinned.
+        return self._each(lambda t: (t.to(dtype) if t.is_floating_point() else t).pin_memory())
+
+    def _each(self, moved: Callable[[Tensor], Tensor]) -> TokenBatch:
+        return TokenBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +85,59 @@ class Place:
     member: int
 
 
+class Span(NamedTuple):
+    """A run of positions that attends to itself, causally, and to all of another run, which it continues.
+
+    start, length: the run. prefix_start, prefix_length: what it continues; of length 0 where it begins a sequence.
+    """
+
+    start: int
+    length: int
+    prefix_start: int = 0
+    prefix_length: int = 0
+
+    @property
+    def keys(self) -> int:
+        """How many positions its last one attends to."""
+        return self.prefix_length + self.length
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spans:
+    """The one row of a packed micro-batch as attention sees it: K spans, which together are its S positions, in order.
+
+    position_ids [1, S]: each position's place in its own sequence. query_ends_K1, key_ends_K1: int32, 0 and then how
+    many positions, and positions attended to, there are up to the end of each span. keys: the positions attended to,
+    span after span; None where each span attends to itself only. longest: of the positions attended to.
+    """
+
+    spans: tuple[Span, ...]
+    position_ids: Tensor
+    query_ends_K1: Tensor
+    key_ends_K1: Tensor
+    keys: Tensor | None
+    longest_query: int
+    longest_key: int
+
+    def each(self, moved: Callable[[Tensor], Tensor]) -> Spans:
+        """The same with every tensor moved."""
+        return replace(
+            self,
+            position_ids=moved(self.position_ids),
+            query_ends_K1=moved(self.query_ends_K1),
+            key_ends_K1=moved(self.key_ends_K1),
+            keys=None if self.keys is None else moved(self.keys),
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """What fits one forward: B whole trajectories, padded on the right to S tokens, and their response tokens.
+    """What fits one forward: N whole trajectories in B rows of S positions, and their response tokens.
 
-    input_ids: [B, S]. lengths_B: tokens of each row that are not padding. predictor_T: index into the flattened [B * S]
-    positions of the one whose hidden state predicts each response token. places: where each row comes from, B of them.
+    input_ids: [B, S]. lengths_B: positions of each row that are not padding. predictor_T: index into the flattened
+    [B * S] positions of the one whose hidden state predicts each response token. places: where each trajectory comes
+    from, N of them. spans: None if every trajectory has a row of its own, padded on the right (B = N, or B = 1 and
+    N = 0 in a micro-batch that only keeps step with those of other ranks); else all of them lie in one row.
     """
 
     input_ids: Tensor
@@ -92,15 +145,24 @@ class MicroBatch:
     predictor_T: Tensor
     tokens: TokenBatch
     places: tuple[Place, ...]
+    spans: Spans | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> MicroBatch:
-        """The micro-batch on `device`, its real numbers as `dtype`."""
+        """The micro-batch on `device`, its real numbers as `dtype`. What is pinned is copied without waiting for it."""
+        return self._each(lambda t: t.to(device, non_blocking=True), self.tokens.to(device, dtype))
+
+    def pinned(self, dtype: torch.dtype = torch.float32) -> MicroBatch:
+        """The micro-batch in memory that a GPU reads by itself, its real numbers already as `dtype`."""
+        return self._each(lambda t: t.pin_memory(), self.tokens.pinned(dtype))
+
+    def _each(self, moved: Callable[[Tensor], Tensor], tokens: TokenBatch) -> MicroBatch:
         return MicroBatch(
-            input_ids=self.input_ids.to(device),
-            lengths_B=self.lengths_B.to(device),
-            predictor_T=self.predictor_T.to(device),
-            tokens=self.tokens.to(device, dtype),
+            input_ids=moved(self.input_ids),
+            lengths_B=moved(self.lengths_B),
+            predictor_T=moved(self.predictor_T),
+            tokens=tokens,
             places=self.places,
+            spans=None if self.spans is None else self.spans.each(moved),
         )
 
 

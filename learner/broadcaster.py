@@ -53,7 +53,9 @@ class Broadcaster:
         if settings.transfer != "nccl" or not settings.members:
             return
         try:
-            group = self._group or self._make_group(1 + len(settings.members) * self._workers)
+            if self._group is None:  # kept whatever comes of this muster: a group listens until it is met in
+                self._group = self._make_group(1 + len(settings.members) * self._workers)
+            group = self._group
             tensors = [
                 [name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in snapshot.tensors.items()
             ]
@@ -65,7 +67,6 @@ class Broadcaster:
             if word is Word.STORE:
                 await self._say(False, f"version {version} is not broadcast: not every member was ready in time")
                 return
-            self._group = group
             sent = list(snapshot.tensors.values())
             await asyncio.to_thread(group.broadcast, sent, settings.broadcast_s)
         except BroadcastFailed as error:

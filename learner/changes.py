@@ -1,6 +1,7 @@
 """Changes: what differs between two states of a tensor, found on the device where both lie.
 
-On the CPU numpy compares eight bytes at a time; on a GPU torch compares there, and only what differs comes to the host.
+On the CPU numpy compares eight bytes at a time; on a GPU torch compares there, so many elements at a time that memory
+is bounded, and only what differs comes to the host.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.deltas import SPAN, Patch, compare, patch_of
+from common.errors import WeightsError
 from common.tensor_file import PATTERN_TYPES, Layout, Patterns
 
 _NAMES = {
@@ -23,19 +25,25 @@ _NAMES = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
     torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_AT_A_TIME = 64 * SPAN
+_AT_A_TIME = 16 * SPAN
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """What a tensor is made of, in the words of safetensors."""
+    """What a tensor is made of, in the words of safetensors; WeightsError if they have none for its dtype."""
+    if tensor.dtype not in _NAMES:
+        raise WeightsError(f"weights of {tensor.dtype} cannot be published: the known dtypes are {[*map(str, _NAMES)]}")
     return Layout(_NAMES[tensor.dtype], tuple(tensor.shape))
 
 
@@ -57,8 +65,9 @@ def changes_on_device(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
     old_N, now_N = _integers(base), _integers(new)
     for start in range(0, new.numel(), _AT_A_TIME):
         end = min(start + _AT_A_TIME, new.numel())
-        found_C = torch.nonzero(old_N[start:end] != now_N[start:end]).squeeze(1) + start
-        values, indices = _on_host(now_N[found_C]), cast(NDArray[np.int64], found_C.cpu().numpy())
+        found_C = torch.nonzero(old_N[start:end] != now_N[start:end]).squeeze(1)
+        values = _on_host(now_N[start:end][found_C])
+        indices = cast(NDArray[np.int32], found_C.int().cpu().numpy()).astype(np.int64) + start
         runs = range(start, end, SPAN)
         cuts = np.searchsorted(indices, [*runs, end])
         for first, low, high in zip(runs, cuts, cuts[1:], strict=False):
@@ -70,9 +79,10 @@ def changes_on_device(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
 def count_changes(base: Tensor, new: Tensor, most: int | None = None) -> int:
     """How many elements differ, of all or of the first `most`: far cheaper than to find out which."""
     old_N, now_N = _integers(base)[:most], _integers(new)[:most]
+    pairs = zip(old_N.split(_AT_A_TIME), now_N.split(_AT_A_TIME), strict=True)
     if new.device.type == "cpu":
-        return int(np.count_nonzero(_on_host(old_N) != _on_host(now_N)))
-    return int((old_N != now_N).sum())
+        return sum(int(np.count_nonzero(_on_host(old) != _on_host(now))) for old, now in pairs)
+    return sum(int((old != now).sum()) for old, now in pairs)
 
 
 def apply(patch: Patch, tensor: Tensor) -> None:
@@ -95,7 +105,8 @@ def apply_on_device(patch: Patch, tensor: Tensor) -> None:
 
 def are_same(first: Tensor, second: Tensor) -> bool:
     """Whether two contiguous tensors hold the same bits; numbers that are not numbers included."""
-    return torch.equal(_integers(first), _integers(second))
+    pairs = zip(_integers(first).split(_AT_A_TIME), _integers(second).split(_AT_A_TIME), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
 def _signed(patch: Patch) -> str:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from common.digests import file_digest
 from common.errors import TributaryError
-from common.weights import file_digest
 from learner.durable import appearing, sweep
 from learner.trainer import TensorFiles
 

@@ -1,15 +1,26 @@
 """The output head: log-prob and entropy of each label without ever holding [T, V] logits.
 
-Rows are taken `chunk` at a time, forward and backward. What is kept between the two is [T]: log-sum-exp and entropy.
+The logits are made in tiles of some rows and some columns (of the vocabulary), forward and backward, each tile soon
+forgotten. What is kept between the two is [T]: log-sum-exp and entropy.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from math import isqrt
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from common.errors import SettingsError
+
+_EVEN = 128
+"""Tiles are cut at multiples of this many rows and columns: matrix products like that."""
+
+Head: TypeAlias = Callable[[Tensor, Tensor, Tensor, float, int, Tensor | None], tuple[Tensor, Tensor]]
+"""What `logprobs_and_entropy` is and what may stand in its place."""
 
 
 def logprobs_and_entropy(
@@ -18,42 +29,106 @@ def logprobs_and_entropy(
     """log softmax(z)[label] and the entropy of softmax(z), with z = (hidden · headᵀ + bias) / temperature.    [T], [T]
 
     Both are differentiable in hidden, head and bias. Sums are taken in float32 (float64 for float64 inputs), also where
-    hidden and head are bfloat16; a head of another dtype than hidden is used in hidden's.
+    hidden and head are bfloat16; a head of another dtype than hidden is used in hidden's. chunk: how many logits exist
+    at a time, at most.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}: it must be greater than 0")
-    manner = _Manner(temperature, max(1, chunk))
-    chunked = cast(Any, _ChunkedHead.apply)  # pyright: ignore[reportUnknownMemberType]
-    return cast(tuple[Tensor, Tensor], chunked(hidden_TH, head_VH, bias, labels_T, manner))
+    return tiled(hidden_TH, head_VH, bias, labels_T, Manner(temperature, chunk, Arithmetic(statistics, gradient)))
 
 
-class _Manner(NamedTuple):
-    """How logits are made: divided by `temperature`, `chunk` rows at a time."""
+def logits_at_a_time(device: torch.device) -> int:
+    """How many logits to make at a time: on a CPU as many as its cache holds, on a GPU as many as keep it busy."""
+    return 2**25 if device.type == "cuda" else 2**20
+
+
+def choose_head(kind: str, device: torch.device) -> Head:
+    """The function that `learner.head` names. SettingsError where "fused" is asked for and cannot be had."""
+    if kind == "chunked":
+        return logprobs_and_entropy
+    if device.type != "cuda":
+        raise SettingsError(
+            f'learner.head is "{kind}", which needs a GPU, and the learner is on {device.type}: set it to "chunked"'
+        )
+    try:
+        from learner.head_kernels import fused_logprobs_and_entropy
+    except ImportError as error:
+        raise SettingsError(
+            f'learner.head is "{kind}", which needs the package triton ({error}): install the CUDA build of torch, '
+            'which brings it, or set it to "chunked"'
+        ) from error
+    return fused_logprobs_and_entropy
+
+
+class Piece(NamedTuple):
+    """A tile of the logits before bias and temperature, which may be overwritten.    [C, W]
+
+    labels_C: the column of each row's label counted from the tile's first; below 0 or from W on where it is elsewhere.
+    """
+
+    products_CW: Tensor
+    labels_C: Tensor
+    bias_W: Tensor | None
+    temperature: float
+
+
+class Slopes(NamedTuple):
+    """What the logits' gradient is made of, one entry a row: log-sum-exp, entropy, and what comes from above.
+
+    by_logprob_C and by_entropy_C are divided by the temperature; None where that output is not used.
+    """
+
+    normaliser_C: Tensor
+    entropy_C: Tensor
+    by_logprob_C: Tensor | None
+    by_entropy_C: Tensor | None
+
+
+class Arithmetic(NamedTuple):
+    """What is computed on each tile.
+
+    statistics: of each row m = max z, Σ exp(z - m), Σ exp(z - m) (z - m), and the label's z or 0.    [4, C]
+    gradient: ∂L/∂products, of the dtype that is given.    [C, W]
+    """
+
+    statistics: Callable[[Piece], Tensor]
+    gradient: Callable[[Piece, Slopes, torch.dtype], Tensor]
+
+
+class Manner(NamedTuple):
+    """How logits are made: divided by `temperature`, `chunk` of them at a time, by which arithmetic."""
 
     temperature: float
     chunk: int
+    arithmetic: Arithmetic
 
 
-class _ChunkedHead(torch.autograd.Function):
+def tiled(
+    hidden_TH: Tensor, head_VH: Tensor, bias: Tensor | None, labels_T: Tensor, manner: Manner
+) -> tuple[Tensor, Tensor]:
+    """`logprobs_and_entropy` in any manner. ValueError for a temperature that is not above zero."""
+    if not manner.temperature > 0:
+        raise ValueError(f"temperature is {manner.temperature}: it must be greater than 0")
+    apply = cast(Any, _TiledHead.apply)  # pyright: ignore[reportUnknownMemberType]
+    return cast(tuple[Tensor, Tensor], apply(hidden_TH, head_VH, bias, labels_T, manner))
+
+
+class _TiledHead(torch.autograd.Function):
     """With p = softmax(z) and H its entropy: ∂log p_y/∂z = onehot_y - p and ∂H/∂z = -p (log p + H)."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TH: Tensor, head_VH: Tensor, bias: Tensor | None, labels_T: Tensor, manner: _Manner
+        ctx: Any, hidden_TH: Tensor, head_VH: Tensor, bias: Tensor | None, labels_T: Tensor, manner: Manner
     ) -> tuple[Tensor, Tensor]:
-        rows = len(labels_T)
+        rows, columns = _cuts(len(labels_T), len(head_VH), manner.chunk)
         wide = _accumulator(hidden_TH.dtype)
-        logprobs_T, entropy_T, normaliser_T = (hidden_TH.new_empty(rows, dtype=wide) for _ in range(3))
-        operand_VH = _operand(head_VH, hidden_TH)
-        for start in range(0, rows, manner.chunk):
-            part = slice(start, start + manner.chunk)
-            logits_CV = _logits(_operand(hidden_TH[part], hidden_TH), operand_VH, bias, manner.temperature)
-            normaliser_C = torch.logsumexp(logits_CV, dim=1)
-            logprobs_CV = logits_CV.sub_(normaliser_C[:, None])
-            logprobs_T[part] = logprobs_CV.gather(1, labels_T[part, None]).squeeze(1)
-            # -Σ p log p, not lse - Σ p z: that is a small difference of large numbers where the policy is sure.
-            entropy_T[part] = logprobs_CV.exp().mul_(logprobs_CV).sum(dim=1).neg_()
-            normaliser_T[part] = normaliser_C
+        results_3T = hidden_TH.new_empty(3, len(labels_T), dtype=wide)
+        for row in rows:
+            operand_CH = _operand(hidden_TH[row], hidden_TH)
+            found: list[Tensor] = []
+            for column in columns:
+                products_CW = _product(operand_CH, _operand(head_VH[column], hidden_TH).T, wide)
+                found.append(manner.arithmetic.statistics(_piece(products_CW, labels_T[row], bias, column, manner)))
+            results_3T[:, row] = _joined(torch.stack(found, dim=1))
+        logprobs_T, entropy_T, normaliser_T = results_3T.unbind()
         ctx.save_for_backward(hidden_TH, head_VH, bias, labels_T, normaliser_T, entropy_T)
         ctx.manner = manner
         ctx.set_materialize_grads(False)
@@ -63,54 +138,106 @@ class _ChunkedHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
         hidden_TH, head_VH, bias, labels_T, normaliser_T, entropy_T = ctx.saved_tensors
-        manner: _Manner = ctx.manner
-        wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
+        manner: Manner = ctx.manner
+        rows, columns = _cuts(len(labels_T), len(head_VH), manner.chunk)
+        if all(g is None for g in gradients):
+            return (None,) * 5
         wide = normaliser_T.dtype
-        d_hidden_TH = torch.zeros_like(hidden_TH) if wants_hidden else None
-        d_head_VH = torch.zeros_like(head_VH, dtype=wide) if wants_head else None
-        d_bias_V = torch.zeros_like(bias, dtype=wide) if wants_bias else None
-        operand_VH = _operand(head_VH, hidden_TH)
-        for start in range(0, len(labels_T), manner.chunk):
-            part = slice(start, start + manner.chunk)
-            operand_CH = _operand(hidden_TH[part], hidden_TH)
-            logits_CV = _logits(operand_CH, operand_VH, bias, manner.temperature)
-            by_logprob_C, by_entropy_C = (None if g is None else g[part] for g in gradients)
-            d_logits_CV = _logit_gradient(
-                logits_CV.sub_(normaliser_T[part, None]), labels_T[part], entropy_T[part], by_logprob_C, by_entropy_C
-            ).div_(manner.temperature)
-            if d_bias_V is not None:
-                d_bias_V += d_logits_CV.sum(dim=0)
-            narrow_CV = d_logits_CV.to(operand_VH.dtype)
-            if d_hidden_TH is not None:
-                d_hidden_TH[part] = _product(narrow_CV, operand_VH, wide).to(hidden_TH.dtype)
-            if d_head_VH is not None:
-                d_head_VH += _product(narrow_CV.T, operand_CH, wide)
-        d_head = None if d_head_VH is None else d_head_VH.to(head_VH.dtype)
-        d_bias = None if d_bias_V is None else d_bias_V.to(bias.dtype)
-        return d_hidden_TH, d_head, d_bias, None, None
+        sums = [
+            torch.zeros_like(leaf, dtype=wide) if wanted else None
+            for leaf, wanted in zip((hidden_TH, head_VH, bias), ctx.needs_input_grad[:3], strict=True)
+        ]
+        d_hidden_TH, d_head_VH, d_bias_V = sums
+        by_T = [None if g is None else g / manner.temperature for g in gradients]
+        for row in rows:
+            operand_CH = _operand(hidden_TH[row], hidden_TH)
+            slopes = Slopes(normaliser_T[row], entropy_T[row], *(None if g is None else g[row] for g in by_T))
+            for column in columns:
+                operand_WH = _operand(head_VH[column], hidden_TH)
+                piece = _piece(_product(operand_CH, operand_WH.T, wide), labels_T[row], bias, column, manner)
+                d_products_CW = manner.arithmetic.gradient(piece, slopes, operand_WH.dtype)
+                if d_hidden_TH is not None:
+                    _add_product(d_hidden_TH[row], d_products_CW, operand_WH)
+                if d_head_VH is not None:
+                    _add_product(d_head_VH[column], d_products_CW.T, operand_CH)
+                if d_bias_V is not None:
+                    d_bias_V[column] += d_products_CW.sum(dim=0, dtype=wide)
+        leaves = (hidden_TH, head_VH, bias)
+        return *(None if s is None else s.to(leaf.dtype) for s, leaf in zip(sums, leaves, strict=True)), None, None
 
 
-def _logit_gradient(
-    logprobs_CV: Tensor, labels_C: Tensor, entropy_C: Tensor, by_logprob_C: Tensor | None, by_entropy_C: Tensor | None
-) -> Tensor:
-    """g_logprob (onehot - p) - g_entropy p (log p + H)    [C, V]"""
-    # -p (g_logprob + g_entropy (log p + H)), then the one-hot: two [C, V] buffers, the given one overwritten.
-    probs_CV = logprobs_CV.exp()
-    slope_CV = torch.zeros_like(entropy_C)[:, None] if by_logprob_C is None else by_logprob_C[:, None]
+def statistics(piece: Piece) -> Tensor:
+    """`Arithmetic.statistics` in plain torch: two buffers of the tile's size."""
+    logits_CW, at_C, here_C = _logits(piece), *_within(piece)
+    label_C = torch.where(here_C, logits_CW.gather(1, at_C[:, None])[:, 0], 0.0)
+    maximum_C = logits_CW.amax(dim=1)
+    weights_CW = logits_CW.sub_(maximum_C[:, None]).exp()
+    total_C = weights_CW.sum(dim=1)
+    return torch.stack([maximum_C, total_C, weights_CW.mul_(logits_CW).sum(dim=1), label_C])
+
+
+def gradient(piece: Piece, slopes: Slopes, dtype: torch.dtype) -> Tensor:
+    """`Arithmetic.gradient` in plain torch: g_logprob (onehot - p) - g_entropy p (log p + H)."""
+    logprobs_CW = _logits(piece).sub_(slopes.normaliser_C[:, None])
+    by_logprob_C, by_entropy_C = slopes.by_logprob_C, slopes.by_entropy_C
+    gradient_CW = logprobs_CW.exp()
     if by_entropy_C is not None:
-        slope_CV = logprobs_CV.add_(entropy_C[:, None]).mul_(by_entropy_C[:, None]).add_(slope_CV)
-    gradient_CV = probs_CV.mul_(slope_CV).neg_()
+        slope_CW = logprobs_CW.add_(slopes.entropy_C[:, None]).mul_(by_entropy_C[:, None])
+        gradient_CW.mul_((slope_CW if by_logprob_C is None else slope_CW.add_(by_logprob_C[:, None])).neg_())
+    elif by_logprob_C is not None:
+        gradient_CW.mul_(-by_logprob_C[:, None])
     if by_logprob_C is not None:
-        gradient_CV.scatter_add_(1, labels_C[:, None], by_logprob_C[:, None])
-    return gradient_CV
+        at_C, here_C = _within(piece)
+        gradient_CW.scatter_add_(1, at_C[:, None], torch.where(here_C, by_logprob_C, 0.0)[:, None])
+    return gradient_CW.to(dtype)
 
 
-def _logits(hidden_CH: Tensor, head_VH: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    wide = _accumulator(hidden_CH.dtype)
-    logits_CV = _product(hidden_CH, head_VH.T, wide)
-    if bias is not None:
-        logits_CV += bias
-    return logits_CV.div_(temperature)
+def _joined(found_4KC: Tensor) -> Tensor:
+    """Log-prob, entropy and log-sum-exp of whole rows, from the statistics of their K tiles.    [3, C]"""
+    maximum_KC, total_KC, moment_KC, label_KC = found_4KC
+    maximum_C = maximum_KC.amax(dim=0)
+    lower_KC = maximum_KC - maximum_C
+    share_KC = lower_KC.exp()
+    total_C = (share_KC * total_KC).sum(dim=0)
+    moment_C = (share_KC * (moment_KC + lower_KC * total_KC)).sum(dim=0)
+    # Relative to the maximum, a row of which the policy is sure has a total of one and a moment of zero: nothing large
+    # is taken from anything large, log-probs are never above zero and entropies never below.
+    log_total_C = total_C.log()
+    logprobs_C = label_KC.sum(dim=0) - maximum_C - log_total_C
+    return torch.stack([logprobs_C, log_total_C - moment_C / total_C, maximum_C + log_total_C])
+
+
+def _cuts(rows: int, columns: int, chunk: int) -> tuple[list[slice], list[slice]]:
+    """Where the logits [rows, columns] are cut into tiles of `chunk` entries at most, as square as can be.
+
+    Square ones re-read the head, and its gradient, least often for their size.
+    """
+    height = min(rows, max(_even(isqrt(max(1, chunk))), chunk // max(1, columns)))
+    width = min(columns, _even(chunk // max(1, height)))
+    return _slices(rows, height), _slices(columns, width)
+
+
+def _even(count: int) -> int:
+    return max(1, count if count < _EVEN else count - count % _EVEN)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(count, start + size)) for start in range(0, count, max(1, size))]
+
+
+def _piece(products_CW: Tensor, labels_C: Tensor, bias: Tensor | None, column: slice, manner: Manner) -> Piece:
+    return Piece(products_CW, labels_C - column.start, None if bias is None else bias[column], manner.temperature)
+
+
+def _logits(piece: Piece) -> Tensor:
+    logits_CW = piece.products_CW if piece.bias_W is None else piece.products_CW.add_(piece.bias_W)
+    return logits_CW if piece.temperature == 1 else logits_CW.div_(piece.temperature)
+
+
+def _within(piece: Piece) -> tuple[Tensor, Tensor]:
+    """The column of each label, made valid where the label is in another tile; and where it is in this one."""
+    width = piece.products_CW.shape[1]
+    return piece.labels_C.clamp(0, width - 1), (piece.labels_C >= 0) & (piece.labels_C < width)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -126,3 +253,12 @@ def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
     """left · right, not rounded to anything narrower than `wide`; whatever autocast would like."""
     with torch.autocast(device_type=left.device.type, enabled=False):
         return left @ right if left.dtype == wide else torch.mm(left, right, out_dtype=wide)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left · right, in total's dtype."""
+    with torch.autocast(device_type=left.device.type, enabled=False):
+        if left.dtype == total.dtype:
+            total.addmm_(left, right)
+        else:
+            torch.addmm(total, left, right, out_dtype=total.dtype, out=total)

@@ -19,6 +19,7 @@ from common.settings import RunFile
 from common.stores.opening import storage_to_write
 from common.streams import Entry
 from common.wire import encode_group
+from learner import memory
 from learner.archive import Archive
 from learner.attention import Attention
 from learner.canary import canary_tokens
@@ -79,8 +80,10 @@ class Learner:
         self._inspection = Inspection(process, compute, self._metrics)
         self._snapshots = _snapshots(process.settings, trainer)
         self._publisher = self._make_publisher(process)
+        self._metrics.unpublished.set_function(lambda: self._standing.unpublished + self._publisher.unannounced)
         self._snapshot_s = -math.inf
         self._not_finite = 0
+        self._pressed_s = 0.0
         self._limit = process.settings.learner.max_steps
 
     async def run(self) -> int:
@@ -89,6 +92,7 @@ class Learner:
             return await self._live()
         finally:
             await self._publisher.close()
+            await self._archive.close()
 
     async def _live(self) -> int:
         try:
@@ -156,8 +160,11 @@ class Learner:
             log.warning(str(reason), extra={"step": self._standing.step + 1})
             return
         self._enter(batch, outcome)
+        await memory.tell(self._trainer.budget.news(), self._process, self._metrics)
         await self._release(batch, outcome)
         publish_s = await self._publish_if_due(live)
+        checkpoint_s = self._pressed_s + await self._archive.take_if_due(self._standing)
+        step_s = batch.wait_s + self._pressed_s + time.monotonic() - started_s
         record = StepRecord(
             step=self._standing.step,
             revision=batch.revision.number,
@@ -167,7 +174,7 @@ class Learner:
             material=material,
             outcome=outcome,
             stale_dropped=batch.dropped,
-            timeline=Timeline(batch.wait_s, publish_s, batch.wait_s + time.monotonic() - started_s),
+            timeline=Timeline(batch.wait_s, publish_s, checkpoint_s, step_s),
         )
         self._metrics.staleness_bound.set(live.max_staleness)
         record.measure(self._metrics)
@@ -178,25 +185,31 @@ class Learner:
                 Inspected(record.step, version, batch.revision, batch.groups, outcome.evidence)
             )
         if self._not_finite >= _NOT_FINITE_LIMIT:
+            await self._archive.settled()
             raise Diverged(
                 f"{self._not_finite} steps in a row had a loss or gradient that is not finite: lower the learning rate "
                 f"or choose another algorithm, then start again (from step {self._standing.saved_step or 0})"
             )
-        if self._archive.is_due(self._standing):
-            await self._save()
-            self._show(record)
+        self._archive.begin(self._standing)  # only now: what is in a checkpoint was told before
+        began_s = self._clock()
+        if self._archive.is_pressing(self._standing):
+            await self._relieve()
+        self._pressed_s = self._clock() - began_s
 
-    async def _save(self) -> None:
-        """Commit a checkpoint. While that fails and Redis is full of trained groups, wait instead of adding to them."""
-        process, told = self._process, False
-        while not await self._archive.commit(self._standing) and self._archive.is_pressing(self._standing):
-            if not told:
-                told = True
-                await process.tell(EventKind.NOTICE, {"text": _WAITS})
-            process.beat()
-            await process.pause(_RETRY_S)
-            if process.stop.is_set():
-                return
+    async def _relieve(self) -> None:
+        """Redis is full of trained groups: wait for a checkpoint that contains them instead of adding to them."""
+        process, archive, told = self._process, self._archive, False
+        committed = await archive.settled()
+        while archive.is_pressing(self._standing):
+            if not committed:
+                if not told:
+                    told = True
+                    await process.tell(EventKind.NOTICE, {"text": _WAITS})
+                process.beat()
+                await process.pause(_RETRY_S)
+                if process.stop.is_set():
+                    return
+            committed = await archive.commit(self._standing)
 
     def _enter(self, batch: Batch, outcome: StepOutcome) -> None:
         """Note a step. Nothing is awaited here: a checkpoint sees the whole step or nothing of it."""
@@ -247,13 +260,13 @@ class Learner:
         version = self._publisher.next_version()
         updates = standing.publish(version, again=again)
         origin = Origin(standing.step, self._process.revision)
+        self._publisher.make_way()
         snapshot = await self._compute.run(lambda: self._snapshots.take(version, origin, updates))
         self._publisher.submit(replace(snapshot, seconds=self._clock() - began_s))
 
     def _lose(self, snapshot: Snapshot) -> None:
         """A snapshot could not be published: its updates go with the next one."""
         self._standing.lose(snapshot.updates)
-        self._metrics.unpublished.set(self._standing.unpublished)
 
     async def _finish(self) -> int:
         """The last step is done: publish and save what is not yet, and say so. Tried until it works or we must stop."""
@@ -299,10 +312,10 @@ class Learner:
     def _show(self, record: StepRecord | None = None) -> None:
         """Put the state into the heartbeat."""
         self._metrics.rehearsal_buffer.set(self._trainer.waiting)
-        self._metrics.unpublished.set(self._standing.unpublished)
         self._process.details.update(
             step=self._standing.step,
             max_steps=self._limit,
+            micro_batch_tokens=self._trainer.layout.tokens,
             checkpoint_step=self._standing.saved_step or 0,
             waiting=record is None,
             tokens_per_s=record.tokens_per_s if record else 0.0,

@@ -39,6 +39,7 @@ class NcclGroup:
         """BroadcastFailed if there is no NCCL here."""
         self._world_size = world_size
         self._comm = ctypes.c_void_p()
+        self._stream: Any = None  # of our own: on the training's, a member that is late would hold the next step
         self._is_joined = False
         try:
             self._library: Any = ctypes.CDLL(_LIBRARY)
@@ -54,8 +55,8 @@ class NcclGroup:
         return base64.b64encode(bytes(self._id)).decode()
 
     def broadcast(self, tensors: Sequence[Tensor], limit_s: float) -> None:
-        """Send tensors of the current device, one after another. BroadcastFailed if that takes longer than `limit_s`,
-        and the group is of no use any more. The first time, so long again for all to join.
+        """Send tensors of one device, which are there, one after another. BroadcastFailed if that takes longer than
+        `limit_s`, and the group is of no use any more. The first time, so long again for all to join.
         """
         if not self._is_joined:
             self._join(tensors[0].device, limit_s)
@@ -63,11 +64,9 @@ class NcclGroup:
         timer.daemon = True
         timer.start()
         try:
-            stream = torch.cuda.current_stream()
             for tensor in tensors:
-                whole = tensor.contiguous()
-                self._send(whole, stream.cuda_stream)
-            stream.synchronize()
+                self._send(tensor)
+            self._stream.synchronize()
         except RuntimeError as error:
             raise BroadcastFailed(f"the broadcast broke: {error}") from error
         finally:
@@ -77,33 +76,40 @@ class NcclGroup:
 
     def abort(self) -> None:
         """Leave the group; what is under way in it returns."""
-        if self._is_joined:
-            self._is_joined = False
-            self._library.ncclCommAbort(self._comm)
+        self._is_joined = False
+        comm, self._comm = self._comm, ctypes.c_void_p()
+        if comm:
+            self._library.ncclCommAbort(comm)
 
     def _join(self, device: torch.device, limit_s: float) -> None:
         def join() -> None:
             torch.cuda.set_device(device)
+            self._stream = torch.cuda.Stream()
             self._check(self._library.ncclCommInitRank(ctypes.byref(self._comm), self._world_size, self._id, 0))
-            one = torch.zeros(1, device=device)  # vLLM's workers begin with the sum of one number, and so do we
-            here = ctypes.c_void_p(one.data_ptr())
-            stream = torch.cuda.current_stream()
-            at = ctypes.c_void_p(stream.cuda_stream)
-            self._check(self._library.ncclAllReduce(here, here, ctypes.c_size_t(1), _FLOAT32, _SUM, self._comm, at))
-            stream.synchronize()
+            with torch.cuda.stream(self._stream):
+                one = torch.zeros(1, device=device)  # vLLM's workers begin with the sum of one number, and so do we
+                here = ctypes.c_void_p(one.data_ptr())
+                at = self._at
+                self._check(self._library.ncclAllReduce(here, here, ctypes.c_size_t(1), _FLOAT32, _SUM, self._comm, at))
+                self._stream.synchronize()
 
-        within(limit_s, "coming together", join)
+        try:
+            within(limit_s, "coming together", join)
+        except BroadcastFailed:
+            self.abort()  # what waits for others on the device as well
+            raise
         self._is_joined = True
 
-    def _send(self, tensor: Tensor, stream: int) -> None:
+    @property
+    def _at(self) -> ctypes.c_void_p:
+        """Where operations are queued."""
+        return ctypes.c_void_p(self._stream.cuda_stream)
+
+    def _send(self, tensor: Tensor) -> None:
         here, count = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(tensor.numel())
         if tensor.dtype not in _DTYPES:
             raise BroadcastFailed(f"weights of {tensor.dtype} cannot be broadcast: set [weights] transfer to store")
-        self._check(
-            self._library.ncclBroadcast(
-                here, here, count, _DTYPES[tensor.dtype], 0, self._comm, ctypes.c_void_p(stream)
-            )
-        )
+        self._check(self._library.ncclBroadcast(here, here, count, _DTYPES[tensor.dtype], 0, self._comm, self._at))
 
     def _check(self, result: int) -> None:
         if result != 0:

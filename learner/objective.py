@@ -49,6 +49,16 @@ class StepSums:
             entropy=self.entropy + other.entropy,
         )
 
+    def flat(self) -> Tensor:
+        """All of them in one row, as one transfer or one reduction takes them.    [2K + 13]"""
+        return torch.cat([self.values_K, self.pulls_K, self.sources_S4.flatten(), self.entropy[None]])
+
+    def refilled(self, flat: Tensor) -> StepSums:
+        """The sums that such a row holds, for the same terms."""
+        terms = len(self.names)
+        sources_S4 = flat[2 * terms : -1].view_as(self.sources_S4)
+        return StepSums(self.names, flat[:terms], flat[terms : 2 * terms], sources_S4, flat[-1])
+
     def record(self) -> dict[str, Any]:
         """The keys of a STEP event that come from the loss; finite numbers, and only sources that had tokens.
 
@@ -100,7 +110,7 @@ def partial_loss(
             values_K=torch.stack(values).double(),
             pulls_K=torch.stack([_pull(value, outputs) for value in values]),
             sources_S4=_source_sums(algorithm, batch, outputs),
-            entropy=outputs.entropy_T[policy_tokens(batch) & taught_tokens(algorithm, batch)].double().sum(),
+            entropy=_sum_where(policy_tokens(batch) & taught_tokens(algorithm, batch), outputs.entropy_T.double()),
         )
     return total, sums
 
@@ -133,7 +143,13 @@ def _source_sums(algorithm: Algorithm, batch: TokenBatch, outputs: PolicyOutputs
             clipped_T = clipped_T | (term.on(batch) & term.clipped(batch, outputs))
     columns_T4 = torch.stack([torch.ones_like(ratio_T), ratio_T, ratio_T.square(), clipped_T.double()], dim=1)
     taught_T = taught_tokens(algorithm, batch)
-    return torch.stack([columns_T4[taught_T & (batch.sources_T == source)].sum(dim=0) for source in _SOURCES])
+    return torch.stack([_sum_where(taught_T & (batch.sources_T == source), columns_T4) for source in _SOURCES])
+
+
+def _sum_where(chosen_T: Tensor, values: Tensor) -> Tensor:
+    """The sum over the chosen tokens. They are masked, not picked: how many are chosen, only the GPU knows."""
+    mask = chosen_T if values.ndim == 1 else chosen_T[:, None]
+    return torch.where(mask, values, torch.zeros_like(values)).sum(dim=0)
 
 
 def _numbers(tensor: Tensor) -> list[Any]:

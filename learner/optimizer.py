@@ -33,9 +33,23 @@ class Optimizer:
             fused=True,
         )
 
-    def update(self, config: OptimizerConfig, rate: float, grad_norm: float) -> None:
-        """One update at the learning rate `rate` with the gradients as they are, of global norm `grad_norm`."""
-        torch.nn.utils.clip_grads_with_norm_(self._parameters, config.max_grad_norm, torch.tensor(grad_norm))
+    def prepare(self) -> None:
+        """Have the moments in memory of every parameter that has a gradient: an update then needs no more of it."""
+        for parameter in self._parameters:
+            if parameter.grad is not None and not self._adamw.state.get(parameter):
+                self._adamw.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+
+    def update(self, config: OptimizerConfig, rate: float, grad_norm: Tensor) -> None:
+        """One update at the learning rate `rate` with the gradients as they are, of global norm `grad_norm`.
+
+        Nothing is read from the device. RuntimeError for lack of memory comes before anything has changed.
+        """
+        self.prepare()
+        torch.nn.utils.clip_grads_with_norm_(self._parameters, config.max_grad_norm, grad_norm)
         for group in self._adamw.param_groups:
             group["lr"] = rate
             group["weight_decay"] = config.weight_decay if group["decays"] else 0.0

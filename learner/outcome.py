@@ -8,6 +8,7 @@ from enum import Enum
 
 from learner.evidence import Evidence
 from learner.objective import StepSums
+from learner.timing import StageTimes
 
 
 class Verdict(Enum):
@@ -45,10 +46,10 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """One optimiser step, told. grad_norm: before clipping. learning_rate: after warm-up. tokens: of responses.
+    """One optimiser step, told. grad_norm: before clipping. learning_rate: as scheduled. tokens: of responses.
 
-    rehearsal: None unless the algorithm rehearses. evidence: None unless it was to be kept. All other fields are about
-    the step itself.
+    times: of the attempt that succeeded. rehearsal: None unless the algorithm rehearses. evidence: None unless it was
+    to be kept. All other fields are about the step itself.
     """
 
     verdict: Verdict
@@ -58,9 +59,7 @@ class StepOutcome:
     tokens: int
     trajectories: int
     flat_groups: int
-    pack_s: float
-    forward_backward_s: float
-    optimizer_s: float
+    times: StageTimes
     rehearsal: Rehearsed | None = None
     evidence: Evidence | None = None
 
@@ -72,4 +71,4 @@ class StepOutcome:
     @property
     def seconds(self) -> float:
         """The time that the step itself took."""
-        return self.pack_s + self.forward_backward_s + self.optimizer_s
+        return self.times.total_s

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from common.errors import SettingsError
-from learner.batch import MicroBatch, PolicyOutputs
-from learner.head import logprobs_and_entropy
-
-_LOGITS_PER_CHUNK = 2**24
-"""Entries of one chunk of logits: 64 MiB in float32; about three such buffers live at a time."""
+from learner.attending import arguments, is_equipped
+from learner.batch import MicroBatch, PolicyOutputs, Spans
+from learner.head import Head, logits_at_a_time, logprobs_and_entropy
 
 _TOLERANCE = 0.02
+
+_HEAD = "policy_head"
+"""The attribute of a model that names the function which computes its head; without it, `logprobs_and_entropy`."""
 
 
 def evaluate(model: Any, micro: MicroBatch, temperature: float) -> PolicyOutputs:
@@ -22,19 +23,40 @@ def evaluate(model: Any, micro: MicroBatch, temperature: float) -> PolicyOutputs
 
     The vocabulary-wide logits never exist: only the hidden states that predict a response token reach the head.
     """
-    # Rows are padded on the right, and the model is causal: no token ever sees padding, so no mask is needed. Without
-    # one the attention kernels take their fast path.
-    hidden_BSH: Tensor = model.base_model(input_ids=micro.input_ids, use_cache=False).last_hidden_state
+    hidden_BSH: Tensor = model.base_model(
+        input_ids=micro.input_ids, use_cache=False, **_arrangement(model, micro.spans)
+    ).last_hidden_state
     hidden_TH = hidden_BSH.flatten(0, 1)[micro.predictor_T]
     if torch.is_autocast_enabled(hidden_TH.device.type):
         # A custom function is not autocast: without this the head would be multiplied in the masters' float32.
         hidden_TH = hidden_TH.to(torch.get_autocast_dtype(hidden_TH.device.type))
     head = model.get_output_embeddings()
-    chunk = max(1, _LOGITS_PER_CHUNK // len(head.weight))
-    logprobs_T, entropy_T = logprobs_and_entropy(
+    compute: Head = getattr(model, _HEAD, logprobs_and_entropy)
+    chunk = logits_at_a_time(hidden_TH.device)
+    logprobs_T, entropy_T = compute(
         hidden_TH, head.weight, micro.tokens.labels_T, temperature, chunk, getattr(head, "bias", None)
     )
     return PolicyOutputs(logprobs_T, entropy_T)
+
+
+def use_head(model: Any, head: Head) -> None:
+    """Let `evaluate` compute log-probs and entropies of this model with `head`."""
+    setattr(model, _HEAD, head)
+
+
+def _arrangement(model: Any, spans: Spans | None) -> dict[str, Any]:
+    """What tells the model which tokens see each other."""
+    if spans is None:
+        # Rows are padded on the right, and the model is causal: no token ever sees padding, so no mask is needed.
+        # Without one the attention kernels take their fast path.
+        return {}
+    if is_equipped(model):
+        return arguments(spans)
+    if spans.keys is not None:
+        raise ValueError(f"{type(model).__name__} is not equipped for trajectories that share their beginning")
+    # Without a mask and a cache transformers takes positions that begin again for sequences of their own. With a mask
+    # that lets everything be seen, such as tokenizers make, it would not: they would see each other.
+    return {"position_ids": spans.position_ids}
 
 
 @torch.no_grad()

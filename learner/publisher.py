@@ -69,6 +69,8 @@ class Publisher:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
         self._last = 0
         self._waiting: Snapshot | None = None
+        self._writing: Snapshot | None = None
+        self._passed_over = 0
         self._work: asyncio.Task[None] | None = None
 
     async def open(self) -> list[Manifest]:
@@ -89,12 +91,26 @@ class Publisher:
         self._last = max(self._last, self._process.version) + 1
         return self._last
 
-    def submit(self, snapshot: Snapshot) -> None:
-        """Publish a snapshot as soon as the one before it is done. Raises what ended the publisher, if anything did."""
+    @property
+    def unannounced(self) -> int:
+        """Optimiser updates whose snapshots are taken, and that no generator can have yet."""
+        held = (snapshot.updates or 0 for snapshot in (self._waiting, self._writing) if snapshot is not None)
+        return self._passed_over + sum(held)
+
+    def make_way(self) -> None:
+        """Give the snapshot that waits up for one that is about to be taken: its memory is for that one."""
         if self._waiting is not None:
             self._metrics.coalesced.inc()
+            self._passed_over += self._waiting.updates or 0
             self._release(self._waiting)
-            snapshot = replace(snapshot, updates=(self._waiting.updates or 0) + (snapshot.updates or 0))
+            self._waiting = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Publish a snapshot as soon as the one before it is done. Raises what ended the publisher, if anything did."""
+        self.make_way()
+        if self._passed_over:
+            snapshot = replace(snapshot, updates=self._passed_over + (snapshot.updates or 0))
+            self._passed_over = 0
         self._waiting = snapshot
         if self._work is not None and self._work.done():
             self._work.result()
@@ -130,17 +146,19 @@ class Publisher:
 
     async def _publish_waiting(self) -> None:
         while (snapshot := self._waiting) is not None:
-            self._waiting = None
+            self._writing, self._waiting = snapshot, None
             began_s = time.monotonic()
             try:
                 publication = await self._in_thread(lambda snapshot=snapshot: self._store.write(snapshot))
             except (NotWritten, WeightsError) as error:
+                self._writing = None
                 self._lost(snapshot)
                 await self._failed(error)
                 continue
             await self._process.patiently(
                 "announce a weight version", lambda manifest=publication.manifest: self._announce(manifest)
             )
+            self._writing = None
             self._process.hold_version(snapshot.version)
             await self._broadcaster.send(snapshot)
             await self._notices.worked(_WHAT)

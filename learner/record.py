@@ -11,6 +11,7 @@ from common.metrics import LearnerMetrics
 from common.trajectory import Group, Source, Trajectory
 from learner.lineage import Lineage
 from learner.outcome import Rehearsed, StepOutcome, Verdict
+from learner.timing import StageTimes
 
 _SOURCES = tuple(source.name.lower() for source in (Source.POLICY, Source.HINT, Source.DEMONSTRATION))
 
@@ -52,6 +53,7 @@ class Timeline:
 
     wait_s: float
     publish_s: float
+    checkpoint_s: float
     step_s: float
 
 
@@ -110,10 +112,9 @@ class StepRecord:
                 "updated": outcome.updated,
                 "rehearsal": _told(outcome.rehearsal) if outcome.rehearsal else None,
                 "wait_s": timeline.wait_s,
-                "pack_s": outcome.pack_s,
-                "forward_backward_s": outcome.forward_backward_s,
-                "optimizer_s": outcome.optimizer_s,
+                **{f"{stage}_s": seconds for stage, seconds in outcome.times.by_stage().items()},
                 "publish_s": timeline.publish_s,
+                "checkpoint_s": timeline.checkpoint_s,
                 "step_s": timeline.step_s,
             }
         )
@@ -129,6 +130,10 @@ class StepRecord:
             metrics.idle_steps.inc(not self.outcome.updated)
         metrics.wait.inc(self.timeline.wait_s)
         metrics.step_seconds.observe(self.timeline.step_s)
+        for stage, seconds in sum((step.times for step in steps), StageTimes()).by_stage().items():
+            metrics.stage_seconds.labels(stage).inc(seconds)
+        metrics.stage_seconds.labels("publish").inc(self.timeline.publish_s)
+        metrics.stage_seconds.labels("checkpoint").inc(self.timeline.checkpoint_s)
         event = self.event()
         means = {"reward": metrics.reward, "entropy": metrics.entropy, "staleness": metrics.staleness}
         for name, gauge in {**means, "grad_norm": metrics.grad_norm}.items():

@@ -28,7 +28,8 @@ class Snapshot:
     """The weights of a version. tensors: as a Hugging Face checkpoint names them, contiguous, on the learner's device.
 
     updates: optimiser updates since the snapshot before; None if it repeats weights that had a version before. sing:
-    computes its canary, in a thread that may take the time.
+    computes its canary, in a thread that may take the time. taken: on a GPU, when the copy is there. seconds: how long
+    the step waited; on a GPU the copy itself is only queued by then, and takes its place before the next step.
     """
 
     version: int
@@ -36,14 +37,16 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
     updates: int | None = 0
     sing: Callable[[], Canary] | None = None
+    taken: torch.cuda.Event | None = None
     seconds: float = 0.0
 
 
 class Snapshots:
     """Takes snapshots of one model; floating tensors are copied as `dtype`.
 
-    The copies stay on the model's device, where the next ones will be compared with them, and are used again: what is
-    being published, what waits, and what was published last are three sets at most.
+    The copies stay on the model's device, where the next ones will be compared with them, and are used again: what was
+    published last, what is being published, and what waits are three sets at most, if what waits is given back before
+    the next one is taken.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, canary: Sequence[Sequence[int]] = ()) -> None:
@@ -54,7 +57,7 @@ class Snapshots:
         self._free: list[dict[str, Tensor]] = []
 
     def take(self, version: int, origin: Origin, updates: int | None = 0) -> Snapshot:
-        """The weights as they are now."""
+        """The weights as they are now. Called between two steps, by the thread that takes them."""
         copies = self._free.pop() if self._free else {}
         for name, weight in named_weights(self._model).items():
             if name not in copies:
@@ -63,10 +66,20 @@ class Snapshots:
         self._used[version] = copies
         singer = self._singer
         tensors = published_weights(self._model, copies)
-        return Snapshot(version, origin, tensors, updates, partial(singer.sing, copies) if singer else None)
+        sing = partial(singer.sing, copies) if singer else None
+        return Snapshot(version, origin, tensors, updates, sing, _now(self._model.device))
 
     def give_back(self, snapshot: Snapshot) -> None:
         """Nobody reads this snapshot any more: its memory is for the next one."""
         copies = self._used.pop(snapshot.version, None)
         if copies is not None:
             self._free.append(copies)
+
+
+def _now(device: torch.device) -> torch.cuda.Event | None:
+    """When a GPU will have done what it was told to until now; None on a CPU, which has."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,11 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.config.live import LiveConfig, OptimizerConfig
+from common.config.live import LiveConfig
 from common.trajectory import Group
+from learner import schedules
 from learner.algorithms import build
 from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
 from learner.evidence import Evidence
+from learner.layout import Layout
+from learner.memory import Budget, Extent, OutOfMemory, is_shortage
 from learner.model import named_weights, take_weights
 from learner.objective import StepSums, empty_sums, loss
 from learner.optimizer import Optimizer
@@ -26,9 +32,13 @@ from learner.policy import evaluate
 from learner.reference import LoadModel, Reference
 from learner.rehearsal import RehearsalBuffer
 from learner.terms import Algorithm, Rehearsal, surveyed
+from learner.timing import Stage, stopwatch
+from learner.transfer import arriving
 
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
 Heed = Callable[[], None]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +55,37 @@ class _Course:
 class Trainer:
     """Policy and AdamW with float32 masters. On a GPU the forward computes in bfloat16.
 
-    updates: optimiser updates so far, which the warm-up counts; rehearsals have an optimiser of their own and no
-    warm-up. load_reference: how to get the model the run began with; needed by an algorithm with a KL term.
+    updates: optimiser updates so far, which warm-up and schedule count; rehearsals have an optimiser of their own and a
+    rate that stays. layout: of its forwards. load_reference: how to get the model the run began with; needed by an
+    algorithm with a KL term. budget: how large a micro-batch may be; halved where memory runs out.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        micro_batch_tokens: int,
+        layout: Layout,
         *,
         load_reference: LoadModel | None = None,
+        budget: Budget | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
         self.updates = 0
-        self._micro_batch_tokens = micro_batch_tokens
-        self._clock = clock
+        self.budget = budget or Budget({"micro_batch_tokens": layout.tokens})
+        self._layout = layout
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._parameters = [p for _, p in named]
         self.device = self._parameters[0].device
+        self._watch = stopwatch(self.device, clock)
+        self._at_work = Extent(0, 0)
         self._optimizer, self._rehearsal_optimizer = Optimizer(named), Optimizer(named)
         self._reference = Reference(load_reference, self.device)
         self._buffer = RehearsalBuffer()
+
+    @property
+    def layout(self) -> Layout:
+        """How trajectories are laid out for a forward, within the budget in force."""
+        return replace(self._layout, tokens=self.budget.tokens)
 
     @property
     def waiting(self) -> int:
@@ -84,7 +103,7 @@ class Trainer:
         algorithm = build(live.algorithm, longest_response=live.sampling.max_response_tokens)
         self._reference.hold(algorithm.needs_reference)
         rehearsals = self._rehearse(algorithm.rehearsal, live, heed) if self._buffer.owed else []
-        rate = scheduled_rate(live.optimizer, self.updates)
+        rate = schedules.rate(live.optimizer, self.updates)
         outcome = self._take(_Course(algorithm, self._optimizer, rate, live, keep_evidence), groups, heed)
         self.updates += outcome.verdict is Verdict.UPDATED
         if algorithm.rehearsal is None:
@@ -130,18 +149,37 @@ class Trainer:
         return rehearsed
 
     def _take(self, course: _Course, groups: Sequence[Group], heed: Heed) -> StepOutcome:
-        """One optimiser step. When heed raises Abandoned, nothing has changed."""
-        start_s = self._clock()
-        plan = plan_step(course.algorithm, groups, self._micro_batch_tokens)
-        packed_s = self._clock()
+        """One optimiser step. When heed raises Abandoned, nothing has changed.
+
+        Where memory runs out the gradients are dropped and the step is made again from smaller micro-batches.
+        OutOfMemory if that is no way out; nothing has changed then either.
+        """
+        while True:
+            try:
+                return self._attempt(course, groups, heed)
+            except (RuntimeError, MemoryError) as error:
+                if not is_shortage(error):
+                    raise
+                log.warning("memory ran out in a step", extra={"error": str(error).partition("\n")[0]})
+            self._make_room()
+            self.budget.lower(self._at_work)
+
+    def _attempt(self, course: _Course, groups: Sequence[Group], heed: Heed) -> StepOutcome:
+        self._watch.start()
+        plan = plan_step(course.algorithm, groups, self.layout)
+        self._at_work = Extent(2, self.budget.tokens)
+        self._watch.lap(Stage.PACK)
         self._zero_gradients()
         sums, outputs = self._accumulate(course, plan, heed)
-        grad_norm = float(torch.nn.utils.get_total_norm(self._gradients()))
-        differentiated_s = self._clock()
+        norm = torch.nn.utils.get_total_norm(self._gradients())
+        figures = torch.cat([norm.to(sums.entropy)[None], sums.flat()]).cpu()  # the host waits here for the device
+        grad_norm, sums = float(figures[0]), sums.refilled(figures[1:])
+        self._watch.lap(Stage.BACKWARD)
         verdict = self._verdict(sums, grad_norm)
         if verdict is Verdict.UPDATED:
-            course.optimizer.update(course.live.optimizer, course.rate, grad_norm)
+            self._update(course, norm)
         self._zero_gradients()
+        self._watch.lap(Stage.OPTIMIZER)
         return StepOutcome(
             verdict=verdict,
             sums=sums,
@@ -150,27 +188,29 @@ class Trainer:
             tokens=plan.tokens,
             trajectories=plan.trajectories,
             flat_groups=plan.flat_groups,
-            pack_s=packed_s - start_s,
-            forward_backward_s=differentiated_s - packed_s,
-            optimizer_s=self._clock() - differentiated_s,
+            times=self._watch.read(),
             evidence=Evidence(plan, tuple(outputs)) if course.keeps_evidence else None,
         )
 
     def _accumulate(self, course: _Course, plan: StepPlan, heed: Heed) -> tuple[StepSums, list[PolicyOutputs]]:
-        """The gradient of the whole step, added up over its micro-batches; their outputs if they are to be kept."""
+        """The gradient of the whole step, added up over its micro-batches; their outputs if they are to be kept.
+
+        Nothing in here waits for the device: it is given one micro-batch after the other.
+        """
         kept: list[PolicyOutputs] = []
         temperature = course.live.sampling.temperature
         algorithm = surveyed(course.algorithm, self._looks(plan, temperature, heed))
+        self._watch.lap(Stage.FORWARD)
         total: StepSums | None = None
-        for micro in plan.micro_batches:
-            heed()
-            here = micro.to(self.device)
+        for here in self._at_hand(plan, heed):
             with self._compute():
                 reference_T = self._reference.logprobs(here, temperature) if algorithm.needs_reference else None
                 outputs = replace(evaluate(self.model, here, temperature), reference_logprobs_T=reference_T)
             value, sums = loss(algorithm, plan, here, outputs)
+            self._watch.lap(Stage.FORWARD)
             if value.requires_grad:
                 value.backward()  # pyright: ignore[reportUnknownMemberType]
+            self._watch.lap(Stage.BACKWARD)
             total = sums if total is None else total + sums
             if course.keeps_evidence:
                 kept.append(outputs.detached())
@@ -178,12 +218,39 @@ class Trainer:
 
     def _looks(self, plan: StepPlan, temperature: float, heed: Heed) -> Iterator[tuple[TokenBatch, PolicyOutputs]]:
         """What the policy says of each micro-batch, one forward at a time."""
-        for micro in plan.micro_batches:
-            heed()
-            here: MicroBatch = micro.to(self.device)
+        for here in self._at_hand(plan, heed):
             with self._compute():
                 outputs = evaluate(self.model, here, temperature)
             yield here.tokens, outputs
+            self._watch.lap(Stage.FORWARD)
+
+    def _at_hand(self, plan: StepPlan, heed: Heed) -> Iterator[MicroBatch]:
+        """The micro-batches on the device, in order; heed is called before each."""
+        for here in arriving(plan.micro_batches, self.device):
+            heed()
+            self._at_work = Extent(len(here.places), here.input_ids.numel())
+            self._watch.lap(Stage.TRANSFER)
+            yield here
+
+    def _update(self, course: _Course, norm: Tensor) -> None:
+        """The optimiser's update. OutOfMemory if its moments do not fit; the weights are as they were then."""
+        try:
+            course.optimizer.prepare()
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            raise OutOfMemory(
+                "memory does not suffice for the optimiser's two moments beside weights and gradients (16 bytes a "
+                "parameter): share the model among more GPUs (learner.processes), or choose a smaller one"
+            ) from error
+        course.optimizer.update(course.live.optimizer, course.rate, norm)
+
+    def _make_room(self) -> None:
+        """Drop the gradients and all that a broken forward left behind."""
+        self._zero_gradients()
+        gc.collect()  # frames of the failed attempt may refer to each other, and hold activations
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _compute(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
@@ -195,17 +262,9 @@ class Trainer:
         self.model.zero_grad()
 
     def _verdict(self, sums: StepSums, grad_norm: float) -> Verdict:
-        value = sums.values_K.sum()
-        if not (torch.isfinite(value) and torch.isfinite(torch.tensor(grad_norm))):
+        if not (math.isfinite(float(sums.values_K.sum())) and math.isfinite(grad_norm)):
             return Verdict.NOT_FINITE
         # The norm of very small gradients underflows to zero, so zero is looked up where it matters.
         if grad_norm == 0 and not any(bool(gradient.any()) for gradient in self._gradients()):
             return Verdict.FLAT
         return Verdict.UPDATED
-
-
-def scheduled_rate(optimizer: OptimizerConfig, updates: int) -> float:
-    """The learning rate of the next update: it rises linearly to the asked rate over the warm-up."""
-    if updates >= optimizer.warmup_steps:
-        return optimizer.learning_rate
-    return optimizer.learning_rate * (updates + 1) / optimizer.warmup_steps

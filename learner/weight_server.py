@@ -11,8 +11,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import logging
 import re
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import BinaryIO
@@ -20,12 +22,27 @@ from urllib.parse import unquote
 
 from common.errors import SettingsError
 from common.stores.directory import DirectoryStorage
-from common.weights import version_at
+from common.weights import is_file_name, version_at
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 30.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_WAITING = 128
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
+
+log = logging.getLogger(__name__)
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each call; a call that breaks off is one line in the log."""
+
+    daemon_threads = True
+    request_queue_size = _WAITING
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """The reader went away, or the disk did."""
+        log.warning(
+            "a fetch of weights broke off", extra={"reader": str(client_address), "error": repr(sys.exception())}
+        )
 
 
 class WeightServer:
@@ -34,13 +51,12 @@ class WeightServer:
     def __init__(self, storage: DirectoryStorage, host: str, port: int, token: str | None) -> None:
         try:
             handler = type("Handler", (_Handler,), {"storage": storage, "token": token})
-            self._server = ThreadingHTTPServer((host, port), handler)
+            self._server = _Server((host, port), handler)
         except OSError as error:
             raise SettingsError(
                 f"weights cannot be served on {host} port {port} ({error.strerror}): correct weights.serve_host and "
                 "weights.serve_port (0 takes any free port)"
             ) from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="weight-server", daemon=True)
 
     @property
@@ -83,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, *, with_body: bool) -> None:
         location, _, name = unquote(self.path).removeprefix("/").partition("/")
-        if version_at(location) is None or not _NAME.fullmatch(name):
+        if version_at(location) is None or not is_file_name(name):
             self._answer(404, b"only / and files of versions (/v000012/model.delta) are here\n")
             return
         try:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.deltas import DeltaSize, Patch, read_patches, write_delta
@@ -24,9 +23,11 @@ from common.durable import NotWritten
 from common.errors import WeightsError
 from common.stores.fetching import fetch, prove
 from common.stores.storage import WeightStorage, manifest_at
-from common.tensor_file import Layout, TensorFile
+from common.tensor_file import Layout, TensorFile, write_tensors
 from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, Manifest, PublicationKind, location_of
+from learner.aside import Aside
 from learner.changes import apply, are_same, changes, count_changes, host_patterns, layout_of
+from learner.memory import is_shortage
 from learner.retention import expendable
 from learner.snapshot import Snapshot
 
@@ -109,7 +110,8 @@ class WeightStore:
         self._clock = clock
         self._base: Snapshot | None = None
         self._chain: _Chain | None = None
-        self._manifests: dict[int, Manifest | None] = {}
+        self._manifests: dict[int, Manifest] = {}
+        self._aside = Aside()
         self._is_closed = False
 
     def open(self) -> list[int]:
@@ -124,15 +126,22 @@ class WeightStore:
         self._is_closed = True
 
     def write(self, snapshot: Snapshot) -> Publication:
-        """Write a version and prove it. NotWritten if the store does not take it, WeightsError if it reads back wrong.
+        """Write a version and prove it. NotWritten if store or memory do not take it, WeightsError if it is read wrong.
 
         After a failure nothing of the version is left, and the next one begins where this one did, or with an anchor.
         """
         try:
-            return self._write(snapshot)
+            with self._aside.after(snapshot.taken):
+                return self._write(snapshot)
         except (NotWritten, WeightsError):
             self._release(snapshot)
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            self._drop_base()  # it may be half-way to the next version
+            self._release(snapshot)
+            raise NotWritten(f"no memory to publish version {snapshot.version} beside the training: {error}") from error
 
     def _write(self, snapshot: Snapshot) -> Publication:
         asked_s = self._clock()
@@ -144,7 +153,7 @@ class WeightStore:
             encoded_s = self._clock()
         try:
             self._prove(manifest, draft)
-        except WeightsError:
+        except (WeightsError, RuntimeError, MemoryError):
             self.storage.delete(snapshot.version)
             raise
         self._enter(manifest)
@@ -154,9 +163,10 @@ class WeightStore:
 
     def prune(self, keep: int, fetching: set[int]) -> None:
         """Remove what is older than the newest `keep` anchors and is no part of a chain that somebody fetches."""
-        there = self.storage.versions()
-        self._manifests = {version: self._manifest(version) for version in there}
-        for version in expendable(self._manifests, keep, fetching):
+        manifests = {version: self._manifest(version) for version in self.storage.versions()}
+        self._manifests = {version: manifest for version, manifest in manifests.items() if manifest is not None}
+        newest = {self._base.version} if self._base else set[int]()
+        for version in expendable(manifests, keep, fetching | newest):
             self.storage.delete(version)
 
     def _fill(self, directory: Path, draft: _Draft) -> Manifest:
@@ -169,8 +179,6 @@ class WeightStore:
                 patches = self._compare(base.tensors, draft)
                 size = write_delta(file, patches, base=base.version, version=draft.snapshot.version)
             draft.changes = size.changed
-        else:
-            self._digest(draft)
         kind = DELTA if size is not None and self._is_worth(size.bytes) else ANCHOR
         if kind is ANCHOR:
             path.unlink(missing_ok=True)
@@ -208,23 +216,22 @@ class WeightStore:
         for name, tensor in draft.snapshot.tensors.items():
             self._heed()
             yield from changes(name, base[name], tensor)
-            draft.tensors[name] = _digest(tensor)
-
-    def _digest(self, draft: _Draft) -> None:
-        for name, tensor in draft.snapshot.tensors.items():
-            self._heed()
-            draft.tensors[name] = _digest(tensor)
+            draft.tensors[name] = digest(host_patterns(tensor).view(np.uint8))
 
     def _write_anchor(self, path: Path, draft: _Draft) -> None:
-        """Write all tensors; WeightsError if one is not what was written."""
-        self._heed()
-        tensors = {name: tensor.cpu() for name, tensor in draft.snapshot.tensors.items()}
-        try:
-            save_file(tensors, path, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise NotWritten(f"cannot write {path}: {error}") from error
+        """Write all tensors, one of them in host memory at a time; WeightsError if one is not what was written."""
+
+        def raw(name: str) -> NDArray[np.uint8]:
+            self._heed()
+            found = host_patterns(draft.snapshot.tensors[name]).view(np.uint8)
+            draft.tensors[name] = digest(found)
+            return found
+
+        with path.open("wb") as anchor:
+            write_tensors(anchor, draft.layouts, raw)
         file = TensorFile(path)
         for name, layout in draft.layouts.items():
+            self._heed()
             if file.layouts.get(name) != layout or digest(file.raw(name)) != draft.tensors[name]:
                 raise WeightsError(f"{path}: tensor {name} does not read back as it was written")
 
@@ -279,6 +286,7 @@ class WeightStore:
 
     def _drop_base(self) -> None:
         if self._base is not None:
+            self._aside.settle()  # it is overwritten as soon as it is given back
             self._release(self._base)
         self._base = None
 
@@ -292,18 +300,11 @@ class WeightStore:
             self._chain.length += 1
 
     def _manifest(self, version: int) -> Manifest | None:
-        """The manifest of a version of this life, or of one before it, if that can be read."""
-        if version not in self._manifests:
-            self._manifests[version] = None
-            with suppress(WeightsError):
-                self._manifests[version] = manifest_at(self.storage, version)
-        return self._manifests[version]
+        """The manifest of a version of this life, or of one before it, if that can be read now."""
+        with suppress(WeightsError):
+            return self._manifests.get(version) or manifest_at(self.storage, version)
+        return None
 
     def _heed(self) -> None:
         if self._is_closed:
             raise NotWritten("the learner ends: this weight version is not published")
-
-
-def _digest(tensor: Tensor) -> str:
-    """The digest of a tensor's raw bytes, in hex."""
-    return digest(host_patterns(tensor).view("u1"))

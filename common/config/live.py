@@ -12,6 +12,7 @@ from common.config.algorithm import HPT, Algorithm, DrGRPO
 from common.config.base import Frozen, Material
 from common.config.guards import Guard, SetValues
 from common.config.hints import BranchOnFailure, Hints, IfUnsolved, NoHints
+from common.config.schedules import ConstantRate, Schedule
 from common.errors import ConfigRejected
 
 Json = dict[str, Any]
@@ -29,6 +30,7 @@ class OptimizerConfig(Frozen):
 
     learning_rate: float = Field(default=1e-6, ge=0, le=1, description="learning rate after warm-up")
     warmup_steps: int = Field(default=0, ge=0, description="optimiser steps over which the rate rises from zero")
+    schedule: Schedule = Field(default_factory=ConstantRate, description="how the rate goes on after the warm-up")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="decoupled weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this global norm")
 
@@ -134,7 +136,7 @@ def merge_patch(document: Any, patch: Any) -> Any:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """A dotted path, without the tags that pydantic inserts for the members of a union."""
-    tagged = {"algorithm", "hints", "action"}
+    tagged = {"algorithm", "hints", "action", "schedule"}
     return ".".join(str(part) for i, part in enumerate(location) if i == 0 or location[i - 1] not in tagged)
 
 

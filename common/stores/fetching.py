@@ -10,7 +10,7 @@ from common.digests import file_digest
 from common.errors import WeightsError
 from common.stores.directory import DirectoryStorage
 from common.stores.storage import BLOCK, WeightStorage
-from common.weights import Manifest
+from common.weights import Manifest, is_file_name
 
 _PARTIAL = ".partial"
 
@@ -29,6 +29,8 @@ def fetch(
     """
     paths: dict[str, Path] = {}
     for name, (size, digest) in manifest.files.items():
+        if not is_file_name(name):  # it would be written, and removed if it is another one, wherever that leads
+            raise WeightsError(f"weight version {manifest.version}: {name!r} is no name of a file")
         if isinstance(storage, DirectoryStorage):
             paths[name] = storage.path(manifest.location, name)
             actual = storage.size(manifest.location, name)
@@ -60,8 +62,6 @@ def _fetch_file(storage: WeightStorage, manifest: Manifest, name: str, path: Pat
     size = manifest.files[name][0]
     if path.exists() and path.stat().st_size == size:
         return
-    if Path(name).name != name:
-        raise WeightsError(f"weight version {manifest.version}: {name!r} is no name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + _PARTIAL)
     with partial.open("ab") as file:

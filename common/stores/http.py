@@ -17,6 +17,13 @@ from common.stores.storage import TIMEOUT_S
 _LONGEST_LIST = 1 << 20
 
 
+class _Steadfast(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere: the token is for one address."""
+
+    def redirect_request(self, *_: object) -> None:
+        """No other request: the answer counts as the error that it is."""
+
+
 class HttpStorage:
     """Versions under an http:// or https:// address: GET {url}/ lists them, GET and HEAD {url}/{location}/{name}."""
 
@@ -24,6 +31,7 @@ class HttpStorage:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(_Steadfast)
 
     def publishing(self, location: str) -> AbstractContextManager[Path]:
         """Nobody writes through HTTP."""
@@ -59,7 +67,7 @@ class HttpStorage:
         url = f"{self._url}/{path}"
         request = urllib.request.Request(url, headers={**self._headers, **headers}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
+            with self._opener.open(request, timeout=self._timeout_s) as answer:
                 if length is not None and answer.status != 206:
                     raise WeightsError(f"{url} answers a ranged request with status {answer.status}, not 206")
                 body = bytes(answer.read(_LONGEST_LIST if length is None else length))

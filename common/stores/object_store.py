@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -23,28 +24,33 @@ _S3 = {
     "config_kwargs": {"connect_timeout": TIMEOUT_S, "read_timeout": TIMEOUT_S, "retries": {"max_attempts": 3}},
 }
 
-
+# Where directories need not be made: buckets hold names only, and to make one might make a bucket.
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 _PREFIX = ".publication-"
 
 
 class ObjectStorage:
     """Versions under a URL. Credentials and endpoints come from the environment, as the backend reads them.
 
-    scratch: where a publication is put together before it is sent.
+    scratch: where a publication is put together before it is sent. What cannot be removed when it should be is removed
+    before the next publication is sent.
     """
 
     def __init__(self, url: str, scratch: Path | None = None) -> None:
+        self._url = re.sub(r"//[^/@]*@", "//", url)  # as it is told and logged: without a password
         protocol = url.partition("://")[0]
         options: dict[str, Any] = _S3 if protocol in ("s3", "s3a") else {}
         try:
             found: Any = fsspec.url_to_fs(url, use_listings_cache=False, **options)  # pyright: ignore
         except (ImportError, ValueError) as error:
             raise SettingsError(
-                f"weights.url: {url} cannot be used: {error}: install the package that fsspec needs for {protocol}://"
+                f"weights.url: {self._url} cannot be used: {error}: install the package that fsspec needs for "
+                f"{protocol}://"
             ) from error
         self._files, self._root = found[0], str(found[1]).rstrip("/")
-        self._url = url
+        self._has_directories = protocol not in _BUCKETS
         self._scratch = scratch
+        self._litter: set[str] = set()
 
     @contextmanager
     def publishing(self, location: str) -> Generator[Path]:
@@ -59,11 +65,17 @@ class ObjectStorage:
             raise NotWritten(f"cannot write {self._url}/{location}: {error}") from error
 
     def _send(self, directory: Path, location: str) -> None:
-        """Copy a directory's files, the manifest last."""
+        """Copy a directory's files, the manifest last; if that breaks off, remove what was sent."""
+        all(
+            self._remove(left) for left in sorted(self._litter)
+        )  # one that cannot be removed ends it: the store is away
         try:
+            if self._has_directories:
+                self._files.makedirs(self._place(location, ""), exist_ok=True)
             for path in sorted(directory.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
                 self._files.put_file(str(path), self._place(location, path.name))
         except Exception as error:  # see above
+            self._remove(location)
             raise NotWritten(f"cannot write {self._url}/{location}: {type(error).__name__}: {error}") from error
 
     def size(self, location: str, name: str) -> int:
@@ -88,12 +100,22 @@ class ObjectStorage:
 
     def delete(self, version: int) -> None:
         """Remove a version, its manifest first: from then on it is not there."""
-        place = self._place(location_of(version), "")
-        with self._quietly():
-            self._files.rm_file(f"{place}{MANIFEST_FILE}")
-        with self._quietly():
-            for path in self._files.find(place):
-                self._files.rm_file(path)
+        self._remove(location_of(version))
+
+    def _remove(self, location: str) -> bool:
+        """Remove what lies at a place, or remember that it is to be removed."""
+        place = self._place(location, "")
+        try:
+            with suppress(FileNotFoundError):
+                for path in sorted(self._files.find(place), key=lambda path: not str(path).endswith(MANIFEST_FILE)):
+                    self._files.rm_file(path)
+                if self._has_directories:
+                    self._files.rmdir(place)
+        except Exception:  # noqa: BLE001 - see above
+            self._litter.add(location)
+            return False
+        self._litter.discard(location)
+        return True
 
     def sweep(self) -> None:
         """Remove versions without a manifest, and what was being put together."""
@@ -115,11 +137,3 @@ class ObjectStorage:
             yield
         except Exception as error:  # see above
             raise WeightsError(f"cannot read {self._url}/{location}/{name}: {type(error).__name__}: {error}") from error
-
-    @contextmanager
-    def _quietly(self) -> Generator[None]:
-        """What cannot be removed now is removed with a later version."""
-        try:
-            yield
-        except Exception:  # noqa: BLE001 - see above
-            return

@@ -1,7 +1,8 @@
 """The protocol of a weight store: publications by place, each a few files, whole or not there.
 
-A publication is there from the moment its manifest.json is. Calls block: make them in a thread. Each network call has a
-timeout. Whatever goes wrong is a WeightsError when reading and NotWritten when writing.
+A publication is there from the moment its manifest.json is. Calls block: make them in a thread. Each network call by
+HTTP or S3 has a timeout; other backends of fsspec have their own. Whatever goes wrong is a WeightsError when reading
+and NotWritten when writing.
 """
 
 from __future__ import annotations

@@ -11,10 +11,13 @@ def chain(storage: WeightStorage, target: Manifest, held: Manifest | None) -> li
     """What leads to `target`, oldest first: deltas on the version that is held, or an anchor and the deltas since.
 
     Whichever is met first on the way back is taken: deltas never weigh more than the anchor before them. Empty if the
-    target is held. WeightsError if a link is missing.
+    target is held: its very tensors, since the number alone may be that of another run. WeightsError if a link is
+    missing.
     """
     if held is not None and held.version == target.version:
-        return []
+        if (held.tensors, held.files) == (target.tensors, target.files):
+            return []
+        held = None
     links = [target]
     while links[-1].kind is PublicationKind.DELTA and not (held is not None and held.version == links[-1].base):
         link = links[-1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from common.errors import TributaryError, WeightsError
 from common.trajectory import Finish, Logprobs, Tokens, VersionSpan
 from services.generator.checkpoint_layout import CheckpointLayout
 from services.generator.engine_settings import EngineSettings
+from services.generator.exchange import METHOD
 from services.generator.weight_update import AnyUpdate
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Engine:
         self._llm = llm
         self._home = home
         self._updating = asyncio.Lock()
-        self._updates_begun = 0
+        self._changes = 0
+        self._is_replacing = False
         self._scores = itertools.count()
         self._closing = False
         self._layout: CheckpointLayout | None = None
@@ -151,11 +153,11 @@ class Engine:
         if not 1 <= start <= len(tokens):
             raise EngineError(f"cannot score from {start}: it has to be within 1..{len(tokens)}, the sequence's length")
         while True:
-            begun = self._updates_begun
+            begun = self._changes
             output = await self._generate(
                 tokens, _scoring(), f"score-{next(self._scores)}", _URGENT if urgent else _USUAL
             )
-            if begun == self._updates_begun:
+            if begun == self._changes and not self._is_replacing:
                 break
         logprobs_T = _logprobs(output.prompt_logprobs, "score")  # T - 1 entries: nothing precedes the first token
         if len(logprobs_T) != len(tokens) - 1:
@@ -189,30 +191,41 @@ class Engine:
             await asyncio.sleep(_LOOK_S)
 
     async def _replace(self, update: AnyUpdate) -> float:
-        version, complete = update.version, False
-        self._updates_begun += 1
+        complete, self._is_replacing = False, True
+        self._changes += 1
         try:
-            await self._control(f"pausing for version {version}", self._pause())
-            began_s = time.perf_counter()
-            load = self._llm.collective_rpc("replace_weights", args=(update.payload(),))
-            await self._control(f"loading version {version}", load, update.needs_s)
-            self.version = version
-            await self._control(f"resuming with version {version}", self._label_and_resume(version))
+            if self._settings.clear_cache_on_update:
+                await self._llm.renderer.clear_mm_cache_async()
+            one = self._settings.tensor_parallel_size == 1  # the worker lives in the core
+            pause_s = await (self._exchange(update) if one else self._exchange_step_by_step(update))
+            self._changes += 1  # what came between the two may have met both weights
             complete = True
         finally:
-            self.healthy = complete
+            self.healthy, self._is_replacing = complete, False
+        return pause_s
+
+    async def _exchange(self, update: AnyUpdate) -> float:
+        """The whole of it as one call of the core: see services.generator.exchange."""
+        version, clear = update.version, self._settings.clear_cache_on_update
+        call = self._core.call_utility_async(METHOD, update.payload(), str(version), clear)
+        pause_s: float = await self._control(f"loading version {version}", call, update.needs_s)
+        self.version = version
+        return pause_s
+
+    async def _exchange_step_by_step(self, update: AnyUpdate) -> float:
+        """The same by vLLM's own calls: a core without a worker in it does not know ours."""
+        version, clear = update.version, self._settings.clear_cache_on_update
+        # Not AsyncLLM.pause_generation, which sleeps for 20 ms: outputs on their way know their version anyway.
+        pause = self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=clear)
+        await self._control(f"pausing for version {version}", pause)
+        began_s = time.perf_counter()
+        load = self._llm.collective_rpc("replace_weights", args=(update.payload(),))
+        await self._control(f"loading version {version}", load, update.needs_s)
+        self.version = version
+        # At once: the core takes them in the order in which they are sent.
+        go_on = asyncio.gather(self._llm.update_weight_version(str(version)), self._llm.resume_generation())
+        await self._control(f"resuming with version {version}", go_on)
         return time.perf_counter() - began_s
-
-    async def _pause(self) -> None:
-        """As AsyncLLM.pause_generation, but for its 20 ms of sleep: outputs on their way know their version anyway."""
-        clear = self._settings.clear_cache_on_update
-        if clear:
-            await self._llm.renderer.clear_mm_cache_async()
-        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=clear)
-
-    async def _label_and_resume(self, version: int) -> None:
-        """Two calls at once: the core takes them in the order in which they are sent."""
-        await asyncio.gather(self._llm.update_weight_version(str(version)), self._llm.resume_generation())
 
     @property
     def max_model_len(self) -> int:
@@ -239,15 +252,21 @@ class Engine:
 
     async def close(self) -> None:
         """Stop the engine core. Requests in flight fail."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         if self._closing:
             return
         self._closing = True
         if self._llm.output_handler is not None:  # else it reports the core's planned end as a failure
             self._llm.output_handler.cancel()
-        self._llm.output_processor.propagate_error(_dead_error())
+        self._llm.output_processor.propagate_error(EngineDeadError())
         await asyncio.to_thread(self._llm.shutdown, _CORE_FAREWELL_S)
         await asyncio.to_thread(self._home.shutdown)
-        cast("AsyncMPClient", self._llm.engine_core).resources.ctx.destroy(linger=0)  # vLLM leaves its sockets' context
+        self._core.resources.ctx.destroy(linger=0)  # vLLM leaves its sockets' context
+
+    @property
+    def _core(self) -> AsyncMPClient:
+        return cast("AsyncMPClient", self._llm.engine_core)
 
     @property
     def _tied(self) -> bool:
@@ -271,7 +290,8 @@ class Engine:
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        prompt = tokens_input(self._checked(tokens), cache_salt=str(self.version))
+        # The version alone would not do: one that is loaded once more was loaded wrongly before.
+        prompt = tokens_input(self._checked(tokens), cache_salt=f"{self.version}.{self._changes}")
         final = None
         try:
             async for output in self._llm.generate(prompt, params, request_id, priority=priority):
@@ -301,7 +321,7 @@ class Engine:
             )
         return tokens_T.tolist()
 
-    async def _control(self, what: str, call: Coroutine[Any, Any, _Result], more_s: float = 0.0) -> _Result:
+    async def _control(self, what: str, call: Awaitable[_Result], more_s: float = 0.0) -> _Result:
         """Await a control call, but neither for ever (`more_s` beyond the usual limit) nor beyond the core's death.
 
         Raises EngineDead, or WeightUpdateFailed naming `what`.
@@ -324,12 +344,6 @@ class Engine:
         if self._llm.errored:
             raise EngineDead(f"the engine core died while {what}: restart this generator")
         raise WeightUpdateFailed(f"{what} took longer than {limit_s} s")
-
-
-def _dead_error() -> Exception:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    return EngineDeadError()
 
 
 def _sampling(n: int, temperature: float, max_tokens: int) -> SamplingParams:

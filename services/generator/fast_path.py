@@ -23,12 +23,17 @@ class FastPath:
         self._process = process
         self._settings = process.settings.weights
         self._muster = Muster(process.redis, process.keys)
+        self._answered = 0
 
     async def invitation(self, version: int) -> BroadcastUpdate | None:
-        """What is about to be broadcast, once every member is ready; None: take the version from the store."""
+        """What is about to be broadcast, once every member is ready; None: take the version from the store.
+
+        A version is broadcast once: who asks again takes it from the store.
+        """
         settings, process = self._settings, self._process
-        if settings.transfer != "nccl" or process.name not in settings.members:
+        if not self._is_member or version <= self._answered:
             return None
+        self._answered = version
         group = await process.patiently(
             "answer a muster",
             lambda: self._muster.answer(version, process.name, _PATIENCE * settings.muster_s),
@@ -46,3 +51,13 @@ class FastPath:
             tensors=tuple((name, dtype, tuple(shape)) for name, dtype, shape in told["tensors"]),
             limit_s=settings.broadcast_s,
         )
+
+    async def decline(self, version: int) -> None:
+        """Have the others not wait for this member, which takes a version from the store."""
+        if self._is_member and version > self._answered:
+            self._answered = version
+            await self._process.patiently("decline a muster", lambda: self._muster.call_off(version))
+
+    @property
+    def _is_member(self) -> bool:
+        return self._settings.transfer == "nccl" and self._process.name in self._settings.members

@@ -3,7 +3,8 @@
     <cache>/<generator>/  current.safetensors  current.json (the version's manifest)  fetched/v000012/…  lock
 
 Deltas are applied to the file in place. While that goes on there is no current.json: a file between two versions is
-never taken for one of them, whenever the process is killed. Every call blocks; calls come one after another.
+never taken for one of them, whenever the process is killed. Every call blocks; calls come one after another, but for
+`close`, which may come from any thread at any time.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -60,6 +63,8 @@ class WeightCache:
         self._wanted = directory
         self._directory = directory
         self._lock: int | None = None
+        self._working = Lock()
+        self._is_closed = False
         self._held: Manifest | None = None
 
     @property
@@ -69,9 +74,9 @@ class WeightCache:
 
     def open(self) -> Manifest | None:
         """Take the directory; the version that a former life left there whole. WeightsError if it cannot be used."""
+        self._take_directory()
+        self._sweep_abandoned()
         try:
-            self._take_directory()
-            self._sweep_abandoned()
             manifest = decode_manifest((self._directory / _STATE).read_bytes())
             self._prove(TensorFile(self._current), manifest, manifest.tensors)
         except FileNotFoundError:
@@ -90,11 +95,23 @@ class WeightCache:
         heed: called now and then; what it raises ends the work. anew: build upon an anchor instead of what is held,
         which stays until all that is needed has come.
         """
-        base = None if anew else self._held
+        try:
+            with self._working:
+                return self._advance(target, heed, None if anew else self._held)
+        finally:
+            if self._is_closed:  # meanwhile
+                self.close()
+
+    def _advance(self, target: Manifest, heed: Callable[[], None], base: Manifest | None) -> Ready:
+        if self._is_closed:
+            raise WeightsError(f"the weight cache {self._directory} is closed")
+        if self._lock is None:
+            self._take_directory()
         links = chain(self._storage, target, base)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._make_room({link.version for link in links})
+            fetched_bytes = sum(link.bytes for link in links if not self._place(link).exists())
             fetched = [(link, self._fetch(link, heed)) for link in links]
             for link, path in fetched:
                 heed()
@@ -105,9 +122,7 @@ class WeightCache:
         deltas = tuple(path for _, path in fetched)
         if links and links[0].kind is PublicationKind.ANCHOR:
             base, deltas = None, ()
-        return Ready(
-            target, self._current, base.version if base else 0, deltas, fetched_bytes=sum(link.bytes for link in links)
-        )
+        return Ready(target, self._current, base.version if base else 0, deltas, fetched_bytes)
 
     def published(self, version: int) -> Manifest:
         """The manifest of a version as it lies in the store; WeightsError if it does not."""
@@ -119,10 +134,13 @@ class WeightCache:
         forget(self._directory / _FETCHED)
 
     def close(self) -> None:
-        """Leave the directory to others."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Leave the directory to others, once nothing is being done in it any more. `advance` fails from now on."""
+        self._is_closed = True
+        if self._working.acquire(blocking=False):
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                os.close(lock)
+            self._working.release()
 
     @property
     def _current(self) -> Path:
@@ -130,29 +148,37 @@ class WeightCache:
 
     def _take_directory(self) -> None:
         """Lock the directory. A namesake that has not ended yet still works in it: another one is taken then."""
-        for number in range(_MOST_NAMESAKES):
-            self._directory = self._wanted.with_name(f"{self._wanted.name}.{number}") if number else self._wanted
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self._directory / _LOCK)
-            if self._lock is not None:
-                return
+        try:
+            for number in range(_MOST_NAMESAKES):
+                self._directory = self._wanted.with_name(f"{self._wanted.name}.{number}") if number else self._wanted
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._lock = _locked(self._directory / _LOCK)
+                if self._lock is not None:
+                    return
+        except OSError as error:
+            raise self._unusable(error) from error
         raise WeightsError(f"{_MOST_NAMESAKES} processes work in {self._wanted}: give each generator a name of its own")
 
     def _sweep_abandoned(self) -> None:
         """Remove the directories of generators that have been gone for long: names may never come again."""
         for place in self._directory.parent.iterdir():
-            lock = place / _LOCK
-            if place == self._directory or not lock.exists():
-                continue
-            if time.time() - max(path.stat().st_mtime for path in (place, lock)) > _ABANDONED_S and (
-                descriptor := _locked(lock)
-            ):
-                shutil.rmtree(place, ignore_errors=True)
-                os.close(descriptor)
+            with suppress(OSError):  # another generator sweeps too, or this is not ours to remove
+                lock = place / _LOCK
+                if place == self._directory or not lock.exists():
+                    continue
+                if time.time() - max(path.stat().st_mtime for path in (place, lock)) > _ABANDONED_S and (
+                    descriptor := _locked(lock)
+                ):
+                    shutil.rmtree(place, ignore_errors=True)
+                    os.close(descriptor)
+
+    def _place(self, link: Manifest) -> Path:
+        """Where a publication is fetched to, unless its store is a directory."""
+        return self._directory / _FETCHED / Path(link.location).name
 
     def _fetch(self, link: Manifest, heed: Callable[[], None]) -> Path:
         """The one file of a publication, proved by its digest."""
-        paths = fetch(self._storage, link, self._directory / _FETCHED / Path(link.location).name, heed)
+        paths = fetch(self._storage, link, self._place(link), heed)
         name = ANCHOR_FILE if link.kind is PublicationKind.ANCHOR else DELTA_FILE
         if name not in paths:
             raise WeightsError(f"weight version {link.version}: an {link.kind} without {name}")
@@ -225,10 +251,15 @@ def _locked(path: Path) -> int | None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):  # not swept away meanwhile
+            return descriptor
     except BlockingIOError:
+        pass
+    except OSError:
         os.close(descriptor)
-        return None
-    return descriptor
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _mapped(path: Path) -> memoryview:

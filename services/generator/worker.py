@@ -28,9 +28,11 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.v1.engine.core import EngineCoreProc
 
 from services.generator.broadcast import BroadcastReceiver
 from services.generator.engine_settings import FRONT_PID, WEIGHT_BACKEND
+from services.generator.exchange import METHOD, exchange_weights
 from services.generator.packed_layers import PackedLayers
 from services.generator.preparation import Preparation
 from services.generator.weight_update import PayloadKind
@@ -191,5 +193,6 @@ def _kill_after(front: int, core: int) -> None:
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 # Importing this module is the only hook that vLLM offers before the model is built.
 WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, FileWeightTransfer)
+setattr(EngineCoreProc, METHOD, exchange_weights)
 if FRONT_PID in os.environ:
     die_with_front(int(os.environ[FRONT_PID]))

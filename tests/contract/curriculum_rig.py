@@ -21,7 +21,7 @@ from common.process import Process
 from common.settings import load_run
 from common.streams import Delivery, Entry
 from common.trajectory import Outcome, Request
-from common.weights import Manifest, PublicationKind, WeightAnnouncements
+from common.weights import Manifest, PublicationKind, WeightAnnouncements, location_of
 from common.wire import decode_request, encode_outcome
 from services.curriculum.__main__ import main as curriculum
 
@@ -110,7 +110,7 @@ class Bench:
 
     async def publish(self, version: int, step: int) -> None:
         """Announce a weight version of a learner step."""
-        manifest = Manifest(version, step, 1, PublicationKind.ANCHOR, 0, "nowhere", {}, {}, 0, 0.0)
+        manifest = Manifest(version, step, 1, PublicationKind.ANCHOR, 0, location_of(version), {}, {}, 0, 0.0)
         await WeightAnnouncements(self.redis, self.keys).announce(manifest)
 
     async def evaluations(self) -> list[Event]:

@@ -256,8 +256,9 @@ async def test_quarantined_messages_are_listed_with_their_reasons(bench: Bench) 
 
 async def test_weight_versions_are_listed_newest_first(bench: Bench) -> None:
     for version in (1, 2):
-        kind = PublicationKind.ANCHOR
-        await bench.control.weights.announce(Manifest(version, version * 5, 1, kind, 0, "/w", {}, {"t": "d"}, 100, 1.0))
+        kind, location = PublicationKind.ANCHOR, f"v00000{version}"
+        manifest = Manifest(version, version * 5, 1, kind, 0, location, {}, {"t": "d"}, 100, 1.0)
+        await bench.control.weights.announce(manifest)
     versions = (await bench.http.get("/v1/weights")).json()["versions"]
     assert [(v["version"], v["step"]) for v in versions] == [(2, 10), (1, 5)]
 

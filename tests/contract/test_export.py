@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from common.settings import load_run
 from learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from learner.export import main
+from learner.layout import Layout
 from learner.model import load_policy
 from learner.trainer import Trainer
 from tests.contract.learner_rig import ROOT, checkpoint_of, save_tiny_model, write_run
@@ -32,7 +33,7 @@ def trained_run(directory: Path, *, tied: bool = False, steps: tuple[int, ...] =
         (directory / "model" / name).write_text(text)
     run_file = write_run(directory)
     settings = load_run(run_file)
-    trainer = Trainer(load_policy(settings, torch.device("cpu")), 64)
+    trainer = Trainer(load_policy(settings, torch.device("cpu")), Layout(64))
     for step in steps:
         with torch.no_grad():
             for parameter in trainer.model.parameters():

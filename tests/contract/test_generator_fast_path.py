@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine
-from generator_bench import RUN, GeneratorBench
+from generator_bench import RUN, GeneratorBench, until
 from redis.asyncio import Redis
 from redis_process import RedisProcess
-from refresh_rig import Clock, assert_applied, failures, following, metric, until_held
+from refresh_rig import Clock, Door, assert_applied, failures, following, metric, until_failed, until_held
 
+from common.events import EventKind
 from common.muster import Muster, Word
 from services.generator.engine import WeightUpdateFailed
-from services.generator.weight_update import AnyUpdate, BroadcastUpdate
+from services.generator.weight_update import AnyUpdate, BroadcastUpdate, WeightUpdate
 
 pytestmark = pytest.mark.asyncio
 MEMBERS = ("generator-1", "generator-2")
@@ -135,3 +136,51 @@ async def test_who_is_no_member_takes_everything_from_the_store(bench: Generator
         await bench.publish(1)
         await until_held(process, 1)
         assert_applied(engine, 1)
+
+
+async def test_mixed_weights_that_the_store_cannot_replace_put_a_generator_out_of_service(
+    bench: GeneratorBench,
+) -> None:
+    engine, clock, door = Receiving(), Clock(), Door()
+    async with following(bench, engine, clock, door) as (process, _):
+        assert await publish_and_call(bench, 1, "generator-2") is Word.GO
+        await until_held(process, 1)
+        engine.failing = True
+        store = bench.settings.weights_directory
+        bench.publications.anchor(2)
+        store.rename(store.with_name("away"))
+        muster = Muster(bench.redis, bench.keys)
+        await bench.weights.announce(bench.publications.manifests[2])
+        await asyncio.gather(muster.answer(2, "generator-2", 1.0), muster.call(2, GROUP, MEMBERS, 0.5))
+        await until_failed(process, 2)
+        await until(lambda: _is(lambda: not door.is_open))
+        assert "version 2 broke half-way" in process.why_unhealthy()
+        assert not engine.healthy
+        *_, notice = await bench.events(EventKind.NOTICE)
+        assert notice.data["text"].endswith("it serves nothing")
+        store.with_name("away").rename(store)
+        clock.now_s = 100.0
+        await until_held(process, 2)
+        assert_applied(engine, 2)
+        assert (door.is_open, process.why_unhealthy()) == (True, "")
+
+
+async def test_a_version_is_not_waited_for_in_a_broadcast_twice(bench: GeneratorBench) -> None:
+    engine, clock = Receiving(), Clock()
+    engine.failing = True
+    async with following(bench, engine, clock) as (process, _):
+        store = bench.settings.weights_directory
+        bench.publications.anchor(1)
+        store.rename(store.with_name("away"))
+        muster = Muster(bench.redis, bench.keys)
+        await bench.weights.announce(bench.publications.manifests[1])
+        await asyncio.gather(muster.answer(1, "generator-2", 1.0), muster.call(1, GROUP, MEMBERS, 0.5))
+        await until_failed(process, 2)
+        store.with_name("away").rename(store)
+        clock.now_s = 100.0
+        await until_held(process, 1)
+    assert [type(update) for update in engine.updates] == [BroadcastUpdate, WeightUpdate]
+
+
+async def _is(condition: Callable[[], bool]) -> bool:
+    return condition()

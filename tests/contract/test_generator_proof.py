@@ -11,10 +11,19 @@ from fake_engine import FakeEngine
 from generator_bench import GeneratorBench, request, serving, until
 from redis.asyncio import Redis
 from redis_process import RedisProcess
-from refresh_rig import Clock, Door, announce_chain, assert_applied, following, metric, until_held
+from refresh_rig import (
+    Clock,
+    Door,
+    announce_chain,
+    assert_applied,
+    following,
+    metric,
+    until_failed,
+    until_held,
+)
 
 from common.events import EventKind
-from common.weights import Canary
+from common.weights import Canary, location_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -134,3 +143,34 @@ async def test_requests_in_flight_are_given_back_when_their_weights_are_refuted(
     [group] = await bench.groups()
     assert group.oldest_version == 3
     assert engine.applied == [2, 3, 3]
+
+
+async def test_refuted_weights_that_cannot_be_made_anew_leave_a_generator_visibly_out_of_service(
+    bench: GeneratorBench,
+) -> None:
+    engine, door, clock = FakeEngine(), Door(), Clock()
+    await announce_chain(bench, 2)
+    async with following(bench, engine, clock, door) as (process, _):
+        manifest = bench.publications.delta(3, 2, canary=CANARY)
+        anchor = bench.settings.weights_directory / location_of(1)
+        anchor.rename(anchor.with_name("away"))
+        engine.wrong_by = [0.5]
+        await bench.weights.announce(manifest)
+        await until_failed(process, 1)
+
+        async def is_unhealthy() -> bool:
+            return process.why_unhealthy().startswith("the canary refutes version 3")
+
+        await until(is_unhealthy)
+        assert not door.is_open
+        assert process.version == 2
+        *_, notice = await bench.events(EventKind.NOTICE)
+        assert "version 3 is not applied" in notice.data["text"]
+        assert notice.data["text"].endswith("it serves nothing")
+        difference = metric(process, "canary_difference")
+        assert difference == pytest.approx(0.5), "what is measured is told, also when it is wrong"
+        assert metric(process, "weight_pause_seconds_count") == 2, "so is the pause of an update that is refuted"
+        anchor.with_name("away").rename(anchor)
+        clock.now_s = 100.0
+        await until_held(process, 3)
+        assert (door.is_open, process.why_unhealthy()) == (True, "")

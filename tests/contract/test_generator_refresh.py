@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import sys
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +17,14 @@ from fake_engine import FakeEngine
 from generator_bench import GeneratorBench, request, serving, until
 from redis.asyncio import Redis
 from redis_process import RedisProcess
-from refresh_rig import Clock, failures, following, until_failed, until_held
+from refresh_rig import Clock, Door, assert_applied, failures, following, metric, until_failed, until_held
 
 from common.events import EventKind
+from common.stores.directory import DirectoryStorage
+from common.tasks import end
 from common.weights import ANCHOR_FILE
-from services.generator.engine import EngineDead
+from services.generator.engine import EngineDead, WeightUpdateFailed
+from services.generator.weight_update import AnyUpdate
 
 pytestmark = pytest.mark.asyncio
 
@@ -154,3 +161,146 @@ async def test_entries_that_announce_nothing_are_passed_over(bench: GeneratorBen
         await bench.redis.xadd(bench.keys.weights, {"payload": b"\xff"})
         await bench.publish(3)
         await until_held(process, 3)
+
+
+async def test_what_cannot_be_prepared_is_loaded_completely(bench: GeneratorBench) -> None:
+    class Unprepared(FakeEngine):
+        async def apply(self, update: AnyUpdate) -> float:
+            if update.changed is not None:
+                raise WeightUpdateFailed(f"preparing version {update.version} failed")
+            return await super().apply(update)
+
+    engine = Unprepared()
+    await bench.publish(1)
+    async with following(bench, engine, Clock()) as (process, _):
+        await bench.publish(2)  # an anchor: there is none before it to begin with
+        await until_held(process, 2)
+        assert_applied(engine, 2)
+        assert failures(process) == 0
+
+
+async def test_the_pause_of_an_update_that_broke_lasts_until_it_is_repaired(bench: GeneratorBench) -> None:
+    clock = Clock()
+
+    class Slow(FakeEngine):
+        async def apply(self, update: AnyUpdate) -> float:
+            clock.now_s += 5.0
+            return await super().apply(update)
+
+    engine = Slow()
+    async with following(bench, engine, clock) as (process, _):
+        engine.broken_updates = 1
+        await bench.publish(1)
+        await until_held(process, 1)
+        assert metric(process, "weight_pause_seconds_sum") == 10.0
+    [update] = await bench.events(EventKind.UPDATE)
+    assert update.data["pause_s"] == 10.0
+
+
+async def test_a_generator_that_starts_while_the_store_is_away_serves_what_its_former_life_left(
+    bench: GeneratorBench,
+) -> None:
+    for version in range(1, 6):
+        await bench.publish(version)
+    async with following(bench, FakeEngine(), Clock()):
+        pass
+    store, engine = bench.settings.weights_directory, FakeEngine()
+    for version in range(6, 11):
+        await bench.publish(version)
+    store.rename(store.with_name("away"))
+    async with following(bench, engine, clock := Clock()) as (process, _):
+        assert (process.version, engine.applied) == (5, [5])
+        assert_applied(engine, 5)
+        store.with_name("away").rename(store)
+        clock.now_s = 100.0
+        await until_held(process, 10)
+
+
+async def test_what_another_run_of_that_name_left_is_served_by_nobody(bench: GeneratorBench) -> None:
+    await bench.publish(1)
+    async with following(bench, FakeEngine(), Clock()) as (process, _):
+        assert process.version == 1
+    store, engine = bench.settings.weights_directory, FakeEngine()
+    await bench.redis.flushall()
+    await bench.publish(1, {"model.first": np.zeros(3, np.float32)})
+    await bench.publish(2)
+    store.rename(store.with_name("away"))
+    async with following(bench, engine, Clock()) as (process, _):
+        assert (process.version, engine.applied) == (0, [])
+
+
+async def test_a_run_that_begins_again_is_followed_and_nothing_of_the_old_one_given_out(
+    bench: GeneratorBench,
+) -> None:
+    engine, door = FakeEngine(), Door()
+    for version in (7, 8, 9):
+        await bench.publish(version)
+    async with following(bench, engine, Clock(), door) as (process, _):
+        assert process.version == 9
+        await bench.redis.delete(bench.keys.weights, bench.keys.newest_version)
+        manifest = replace(bench.publications.anchor(1), at_s=1.0)
+        await bench.weights.announce(manifest)
+        await until_held(process, 1)
+        assert_applied(engine, 1)
+        assert engine.updates[-1].changed is None
+        assert (door.shut_times, door.is_open, process.why_unhealthy()) == (1, True, "")
+        [notice] = await bench.events(EventKind.NOTICE)
+        assert "version 1 was announced after version 9, which is served: the run began again" in notice.data["text"]
+
+
+async def test_an_announcement_of_a_newer_schema_is_told_once(bench: GeneratorBench) -> None:
+    engine = FakeEngine()
+    await bench.publish(1)
+    async with following(bench, engine, Clock()) as (process, _):
+        newer = json.loads(bench.publications.anchor(2).encode()) | {"schema": 3}
+        for _ in range(2):
+            await bench.redis.xadd(bench.keys.weights, {"payload": json.dumps(newer)})
+        await until_failed(process, 1)
+        await asyncio.sleep(1.2)  # it is met again
+        [notice] = await bench.events(EventKind.NOTICE)
+        assert "written by a newer version of this project: upgrade this process" in notice.data["text"]
+        assert notice.data["text"].endswith("it goes on with version 1")
+        await bench.publish(3)
+        await until_held(process, 3)
+        assert failures(process) == 1
+
+
+@pytest.mark.parametrize("how", ["told to stop", "ended by an error elsewhere"])
+async def test_a_generator_that_ends_breaks_its_fetch_off_and_complains_of_nothing(
+    bench: GeneratorBench, how: str
+) -> None:
+    class Endless(DirectoryStorage):
+        def size(self, location: str, name: str) -> int:
+            began.set()
+            while not over.wait(0.01):
+                try:
+                    heed()
+                finally:
+                    if sys.exception() is not None:
+                        broken_off.set()
+            raise AssertionError("it was not broken off")
+
+    began, broken_off, over, engine = threading.Event(), threading.Event(), threading.Event(), FakeEngine()
+    async with following(bench, engine, Clock()) as (process, task):
+        await bench.publish(1)
+        await until_held(process, 1)
+        refresh = task.get_coro().cr_frame.f_locals["self"]  # type: ignore[union-attr]
+        heed, cache = refresh._heed, refresh._cache
+        cache._storage = Endless(bench.settings.weights_directory)
+        await bench.publish(2)
+        await until(lambda: _is(began.is_set))
+        try:
+            if how == "told to stop":
+                process.stop.set()
+                await until(lambda: _is(lambda: process.details["fetching"] == 0))
+            await end([task])
+            await until(lambda: _is(broken_off.is_set), 5)
+        finally:
+            over.set()
+        await until(lambda: _is(lambda: cache._lock is None))
+        assert failures(process) == 0
+        assert await bench.events(EventKind.NOTICE) == []
+
+
+async def _is(condition: Callable[[], bool]) -> bool:
+    return condition()

@@ -21,11 +21,12 @@ from common.digests import digest
 from common.durable import NotWritten
 from common.events import EventKind
 from common.stores.directory import DirectoryStorage
-from common.stores.fetching import fetch
+from common.stores.fetching import fetch, prove
 from common.stores.http import HttpStorage
 from common.stores.storage import manifest_at
 from common.tensor_file import TensorFile
-from common.weights import ANCHOR_FILE, DELTA_FILE, PublicationKind, WeightAnnouncements, verify
+from common.weights import ANCHOR_FILE, DELTA_FILE, PublicationKind, WeightAnnouncements
+from learner.snapshot import Snapshots
 from learner.weight_store import WeightStore
 from tests.contract.learner_rig import Nursery, Rig, checkpoint_of, make_group, progress_of, saved_tensors, write_run
 from tests.contract.publication_deaths import STAGES
@@ -96,7 +97,14 @@ def rebuilt(storage: DirectoryStorage, version: int, scratch: Path) -> dict[str,
 async def test_steps_go_on_while_a_version_is_written_and_the_newest_snapshot_is_the_next(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch)
+    gate, sets, take = Gate(monkeypatch), set[int](), Snapshots.take
+
+    def taken(snapshots: Snapshots, *args: Any) -> Any:
+        snapshot = take(snapshots, *args)
+        sets.add(next(iter(snapshot.tensors.values())).data_ptr())
+        return snapshot
+
+    monkeypatch.setattr(Snapshots, "take", taken)
     await rig.prepare()
     rig.start()
     for number in range(1, 6):
@@ -105,11 +113,17 @@ async def test_steps_go_on_while_a_version_is_written_and_the_newest_snapshot_is
     assert [s["version"] for s in await rig.events(EventKind.STEP)] == [1, 2, 3, 4, 5]
     assert await rig.events(EventKind.PUBLICATION) == []
     assert (shown(rig, "publications_coalesced_total"), shown(rig, "weight_version")) == (3, 0)
+    assert shown(rig, "unpublished_updates") == 5  # no generator has any of them
+    assert len(sets) == 2  # one is written, one waits
     gate.open()
     assert [(p["version"], p["step"]) for p in await rig.published(5)] == [(1, 1), (5, 5)]
     assert gate.versions == [1, 5]
+    assert shown(rig, "unpublished_updates") == 0
     assert (shown(rig, "publications_total"), shown(rig, "weight_version")) == (2, 5)
     assert shown(rig, "publication_seconds_count", stage="snapshot") == 2
+    for number in range(6, 12):
+        await step(rig, number)
+    assert len(sets) <= 3  # the last one, which the next is compared with, as well
 
 
 async def test_a_version_that_is_lost_is_made_good_by_the_next_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +229,7 @@ async def test_a_learner_that_is_told_to_stop_announces_what_it_has_taken(rig: R
     newest = await WeightAnnouncements(rig.process.redis, rig.process.keys).newest()
     assert newest is not None
     assert newest.version == 1
-    verify(newest, tmp_path / "run" / "weights")
+    prove(DirectoryStorage(tmp_path / "run" / "weights"), newest)
 
 
 async def test_a_learner_that_is_told_to_stop_does_not_wait_for_a_slow_store(

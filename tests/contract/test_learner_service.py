@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from common.events import EventKind
-from common.weights import WeightAnnouncements, verify
+from common.stores.directory import DirectoryStorage
+from common.stores.fetching import prove
+from common.weights import WeightAnnouncements
 from common.wire import encode_group
 from tests.contract.learner_rig import Rig, checkpoint_of, make_group, progress_of, write_run
 
@@ -45,7 +47,7 @@ async def test_steps_are_taken_published_and_told(rig: Rig, tmp_path: Path) -> N
     assert steps[2]["staleness"] == 2
     assert first["grad_norm"] > 0
     assert math.isclose(first["entropy"], math.log(32), rel_tol=0.05)
-    timeline = ("wait_s", "pack_s", "forward_backward_s", "optimizer_s", "publish_s")
+    timeline = ("wait_s", "pack_s", "transfer_s", "forward_s", "backward_s", "optimizer_s", "publish_s", "checkpoint_s")
     assert sum(first[part] for part in timeline) <= first["step_s"]
     assert await rig.process.delivery.outstanding() == 0
     published = await rig.published(3)  # a version may be passed over while the one before it is written
@@ -53,7 +55,7 @@ async def test_steps_are_taken_published_and_told(rig: Rig, tmp_path: Path) -> N
     newest = await WeightAnnouncements(rig.process.redis, rig.process.keys).newest()
     assert newest is not None
     assert (newest.version, newest.step) == (3, 3)
-    assert verify(newest, tmp_path / "run" / "weights") == tmp_path / "run" / "weights" / "v000003"
+    prove(DirectoryStorage(tmp_path / "run" / "weights"), newest)
 
 
 async def test_a_publication_holds_the_weights_by_the_names_of_the_model_directory(rig: Rig, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,13 @@ async def test_an_unexpected_failure_of_a_candidate_stops_nothing(rig: Rig, monk
     await rig.steps(2)
 
 
+def failures(rig: Rig, count: int) -> Callable[[], Awaitable[bool]]:
+    async def counted() -> bool:
+        return (rig.process.registry.get_sample_value("tributary_redis_failures_total") or 0) >= count
+
+    return counted
+
+
 async def test_a_redis_that_does_not_take_what_is_for_display_stops_nothing(rig: Rig) -> None:
     await rig.prepare()
     await rig.process.redis.set(rig.process.keys.examined, "no stream")
@@ -131,14 +138,11 @@ async def test_a_redis_that_does_not_take_what_is_for_display_stops_nothing(rig:
     await rig.emit(make_group(n) for n in range(4))
     rig.start()
     await rig.steps(2)
+    await rig.until(failures(rig, 2))  # the second step is inspected after its event
     await rig.process.redis.delete(rig.process.keys.trials)
     await rig.emit(make_group(n) for n in range(4, 6))
     await rig.steps(3)
-
-    async def counted() -> bool:
-        return (rig.process.registry.get_sample_value("tributary_redis_failures_total") or 0) >= 3
-
-    await rig.until(counted)
+    await rig.until(failures(rig, 3))
     assert rig.process.registry.get_sample_value("tributary_examined_groups_total", {"result": "failed"}) == 2
 
 

@@ -59,3 +59,22 @@ async def test_a_muster_is_forgotten(muster: Muster, client: Callable[[], Redis]
     await muster.answer(7, "generator-1", 0.0)
     lives_ms = await client().pttl(Keys("test").muster(7))
     assert 0 < lives_ms <= 600_000
+
+
+async def test_who_was_ready_in_a_former_life_is_not_sent_to_a_broadcast_that_is_over(
+    muster: Muster, client: Callable[[], Redis]
+) -> None:
+    await asyncio.gather(muster.call(7, "group-a", MEMBERS, 5.0), *(muster.answer(7, name, 5.0) for name in MEMBERS))
+    assert await Muster(client(), Keys("test")).answer(7, "generator-1", 5.0) is None
+
+
+async def test_a_broadcast_is_called_off_when_a_member_that_was_ready_has_died(
+    muster: Muster, client: Callable[[], Redis]
+) -> None:
+    ready = asyncio.create_task(muster.answer(7, "generator-1", 5.0))
+    while not await client().hexists(Keys("test").muster(7), "ready:generator-1"):
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(2.0):  # long before anybody's patience ends
+        assert await Muster(client(), Keys("test")).answer(7, "generator-1", 5.0) is None
+        assert await ready is None
+    assert await muster.call(7, "group-a", ("generator-1",), 5.0) is Word.STORE

@@ -87,7 +87,7 @@ def test_an_update_of_a_frozen_core_fails_in_time_and_the_next_one_repairs(
     core = _core()
     core.suspend()
     try:
-        with pytest.raises(WeightUpdateFailed, match=r"pausing for version 1 took longer than 5.0 s"):
+        with pytest.raises(WeightUpdateFailed, match=r"loading version 1 took longer than 5.0 s"):
             loop.run(engine.apply(model.update(1, complete=True)))
     finally:
         core.resume()

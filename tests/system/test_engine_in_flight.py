@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,17 +78,22 @@ def test_a_stopped_response_ends_with_its_eos_token_and_a_cut_one_has_none(engin
         assert (completion.tokens[-1] == EOS) == (completion.finish is Finish.STOP)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_every_span_matches_its_own_version_over_six_updates_in_flight(
-    engine: Engine, model: PublishedLlama, loop: LoopThread
+    engine: Engine, model: PublishedLlama, loop: LoopThread, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
+    if workers == 2:  # as far as the exchange goes
+        monkeypatch.setattr(engine, "_settings", replace(engine._settings, tensor_parallel_size=2))  # pyright: ignore[reportPrivateUsage]
+    first = engine.version
+
     async def scenario() -> list[tuple[list[int], list[Completion]]]:
         running = asyncio.create_task(_sample(engine, 24))
-        for version in range(1, 7):
+        for version in range(first + 1, first + 7):
             generated = engine.statistics.tokens_generated
             while engine.statistics.tokens_generated < generated + 300:
                 await asyncio.sleep(0.005)
             assert not running.done()
-            pause_s = await engine.apply(model.update(version, complete=version in (1, 4)))
+            pause_s = await engine.apply(model.update(version, complete=version - first in (1, 4)))
             assert 0.0 < pause_s < 10.0
             assert engine.version == version
         return await running
@@ -96,7 +101,7 @@ def test_every_span_matches_its_own_version_over_six_updates_in_flight(
     sampled = loop.run(scenario())
     spans = [c.versions for _, completions in sampled for c in completions]
     assert max(len(versions) for versions in spans) >= 3
-    assert {span.version for versions in spans for span in versions} == {0, 1, 2, 3, 4, 5, 6}
+    assert {span.version for versions in spans for span in versions} == set(range(first, first + 7))
     assert _largest_error(model, sampled) < TOLERANCE
     assert _largest_error(model, [(prompt, [_mislabelled(c) for c in group]) for prompt, group in sampled]) > 0.1
     assert _largest_error(model, loop.run(_sample(engine, 8))) < TOLERANCE
@@ -110,6 +115,41 @@ def test_a_score_equals_a_forward_from_where_it_starts(engine: Engine, model: Pu
         assert score_T.dtype == np.float32
         np.testing.assert_allclose(score_T, expected_T[start - 1 :], atol=TOLERANCE)
     assert len(loop.run(engine.score(tokens, 300))) == 0
+
+
+def test_a_score_that_meets_an_update_on_its_way_is_taken_under_the_new_weights(
+    engine: Engine, model: PublishedLlama, loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = np.random.default_rng(4).integers(2, 64, 200).tolist()
+    control, scores = engine._control, list[asyncio.Task[np.ndarray]]()  # pyright: ignore[reportPrivateUsage]
+
+    async def slow_control(what: str, call: Awaitable[object], more_s: float = 0.0) -> object:
+        if "preparing" not in what and not scores:
+            scores.append(asyncio.create_task(engine.score(tokens, 1)))
+            await asyncio.wait(scores, timeout=0.5)  # the engine scores it, the pause has not come yet
+        return await control(what, call, more_s)
+
+    async def scenario() -> np.ndarray:
+        await engine.apply(model.update(95))
+        return await scores[0]
+
+    monkeypatch.setattr(engine, "_control", slow_control)
+    np.testing.assert_allclose(loop.run(scenario()), model.logprobs(95, tokens), atol=TOLERANCE)
+
+
+def test_weights_that_were_loaded_wrongly_leave_nothing_in_the_prefix_cache(
+    engine: Engine, model: PublishedLlama, loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_settings", replace(engine._settings, clear_cache_on_update=False))  # pyright: ignore[reportPrivateUsage]
+    prompt = np.random.default_rng(5).integers(2, 64, 200).tolist()
+
+    async def sample() -> Completion:
+        return (await engine.sample(prompt, n=1, temperature=1.0, max_tokens=20, request_id="cached"))[0]
+
+    loop.run(engine.apply(WeightUpdate(96, model.publish(94))))  # the weights of another version
+    assert model.largest_error(prompt, loop.run(sample()), 1.0) > 0.01
+    loop.run(engine.apply(model.update(96, complete=True)))  # made anew
+    assert model.largest_error(prompt, loop.run(sample()), 1.0) < TOLERANCE
 
 
 def test_temperature_zero_takes_the_most_probable_token(

@@ -46,6 +46,7 @@ from common.config.base import (
 from common.trajectory import Finish, Group, Source, Trajectory
 from learner.algorithms import build
 from learner.batch import MicroBatch, PolicyOutputs
+from learner.layout import Layout
 from learner.objective import StepSums, empty_sums, loss
 from learner.packing import StepPlan, plan_step
 from learner.policy import evaluate
@@ -192,7 +193,7 @@ class BigramPolicy(nn.Module):
         self.weight = parameter(VOCABULARY, 3)
         self.bias = parameter(VOCABULARY) if bias else None
 
-    def base_model(self, *, input_ids: Tensor, use_cache: bool) -> Any:
+    def base_model(self, *, input_ids: Tensor, use_cache: bool, **_: Any) -> Any:
         """Hidden states.    [B, S] -> [B, S, 3]"""
         assert not use_cache
         return SimpleNamespace(last_hidden_state=self.embedding[input_ids])
@@ -269,7 +270,7 @@ def told(
     The order is that of the plan: longer trajectories first, else as in the groups. The reference agrees with the
     policy unless its log-probs are given.
     """
-    plan = plan_step(algorithm, groups, 10**6)
+    plan = plan_step(algorithm, groups, Layout(10**6))
     (micro,) = map(in_float64, plan.micro_batches)
     assert len(micro.tokens.labels_T) == len(logprobs), "one log-prob per response token"
     leaf_T = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)

@@ -8,6 +8,7 @@ from learner_cases import Lengths, asked, demonstration, group, rollout, traject
 from common.config.algorithm import LUFFY
 from common.trajectory import Source
 from learner.batch import MicroBatch
+from learner.layout import Layout
 from learner.packing import plan_step
 from learner.selectors import (
     Selector,
@@ -29,7 +30,7 @@ MEMBERS = (
 
 def micro_batch() -> MicroBatch:
     """Rows in the plan's order: the demonstration, the hinted rollout, the plain rollout."""
-    (micro,) = plan_step(asked(LUFFY()), [group(*MEMBERS)], 10**6).micro_batches
+    (micro,) = plan_step(asked(LUFFY()), [group(*MEMBERS)], Layout(10**6)).micro_batches
     return micro
 
 

@@ -21,6 +21,7 @@ from learner_cases import (
 )
 
 from common.config.algorithm import BREAD, GRPO
+from learner.layout import Layout
 from learner.packing import plan_step
 
 RIGHT = trajectory(Lengths(hint=3, sampled=2), 1.0, seed=1, expert_known=True)
@@ -54,7 +55,7 @@ def test_a_plain_group_that_was_not_branched_is_grpo_too() -> None:
 
 def test_bread_is_grpo_on_any_groups() -> None:
     found, wanted = (
-        run_step(asked(config), plan_step(asked(config), mixed_groups(), 20), BigramPolicy())
+        run_step(asked(config), plan_step(asked(config), mixed_groups(), Layout(20)), BigramPolicy())
         for config in (BREAD(), GRPO())
     )
     assert any(gradient.any() for gradient in wanted[0])

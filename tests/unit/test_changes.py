@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.deltas import SPAN, Patch
+from common.errors import WeightsError
 from common.tensor_file import Layout
 from learner import changes as module
 from learner.changes import apply, apply_on_device, are_same, changes, changes_on_device, count_changes, layout_of
@@ -69,6 +70,27 @@ def test_bits_count_and_not_numbers() -> None:
     (patch,) = changes("w", zero, -zero)
     apply(patch, zero)
     assert zero.signbit().all()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 5, 100])
+def test_what_is_counted_and_compared_piece_by_piece_is_the_whole(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    monkeypatch.setattr(module, "_AT_A_TIME", at_a_time)
+    base = torch.zeros(5, 3, dtype=torch.bfloat16)
+    for place in range(15):
+        new = base.clone()
+        new.view(-1)[place] = -0.0
+        assert (are_same(base, new), count_changes(base, new)) == (False, 1)
+        assert count_changes(base, new, place) == 0
+    assert are_same(base, base.clone())
+    assert are_same(torch.zeros(0), torch.zeros(0))
+
+
+def test_a_dtype_that_a_file_cannot_hold_is_said() -> None:
+    with pytest.raises(WeightsError, match=r"weights of torch\.complex64 cannot be published"):
+        layout_of(torch.zeros(2, dtype=torch.complex64))
+    assert layout_of(torch.zeros(2, dtype=torch.uint16)) == Layout("U16", (2,))
 
 
 def test_tensors_without_elements_or_dimensions() -> None:

@@ -25,6 +25,7 @@ from learner_cases import (
 from common.config.algorithm import GRPO, LUFFY, Corrections, DrGRPO, Mix, NaiveMix
 from common.config.base import Surrogate
 from learner.batch import PolicyOutputs, TokenBatch
+from learner.layout import Layout
 from learner.losses import is_weightless
 from learner.packing import plan_step
 from learner.ratios import correction_weight
@@ -136,7 +137,7 @@ def test_the_weight_of_what_the_expert_wrote_is_one() -> None:
     """Whatever its probability: a hint of two tokens, one sampled token at ratio 9, a demonstration of two."""
     hinted = trajectory(Lengths(hint=2, sampled=1), seed=4)
     logprobs = [*at_ratios((hinted,), [1e-4, 0.5, 9.0]), math.log(1e-4), math.log(0.5)]
-    (micro,) = map(in_float64, plan_step(asked(LUFFY()), [group(hinted, demonstration(2))], 99).micro_batches)
+    (micro,) = map(in_float64, plan_step(asked(LUFFY()), [group(hinted, demonstration(2))], Layout(99)).micro_batches)
     outputs = PolicyOutputs(torch.tensor(logprobs, dtype=torch.float64, requires_grad=True), torch.zeros(5))
     weight_T = correction_weight(micro.tokens, outputs, truncate_at=2.0, keep_low=0.5)
     assert not weight_T.requires_grad
@@ -160,5 +161,5 @@ def test_a_token_without_a_weight_is_marked_beside_those_that_are_marked_already
 
 def micro_of_four(advantages: tuple[float, ...]) -> TokenBatch:
     """The four tokens of LONG and SHORT with advantages of their own."""
-    (micro,) = map(in_float64, plan_step(asked(DrGRPO()), [group(LONG, SHORT)], 99).micro_batches)
+    (micro,) = map(in_float64, plan_step(asked(DrGRPO()), [group(LONG, SHORT)], Layout(99)).micro_batches)
     return replace(micro.tokens, advantages_T=torch.tensor(advantages, dtype=torch.float64))

@@ -11,6 +11,7 @@ from learner_cases import Lengths, asked, at_ratios, close, demonstration, group
 from common.config.algorithm import DAPO, GRPO
 from common.config.base import Material
 from common.trajectory import Trajectory
+from learner.layout import Layout
 from learner.packing import plan_step
 from learner.selectors import admitting, dropping_flat_groups
 
@@ -60,7 +61,7 @@ def test_groups_that_all_earned_the_same_are_left_out_of_every_count() -> None:
 
 
 def test_a_step_of_flat_groups_only_has_nothing_to_do() -> None:
-    plan = plan_step(asked(DAPO()), [group(rollout(3, 1.0), rollout(9, 1.0))], 99)
+    plan = plan_step(asked(DAPO()), [group(rollout(3, 1.0), rollout(9, 1.0))], Layout(99))
     assert (plan.groups, plan.trajectories, plan.tokens, plan.micro_batches) == (0, 0, 0, ())
 
 
@@ -97,5 +98,5 @@ def test_a_demonstration_that_is_admitted_does_not_make_a_group_uneven() -> None
 
 def test_grpo_keeps_flat_groups_in_its_counts_unless_asked() -> None:
     groups = [group(LONG, SHORT), group(rollout(3, 1.0), rollout(9, 1.0))]
-    assert plan_step(asked(GRPO()), groups, 99).counts == {"policy": 4.0}
-    assert plan_step(asked(GRPO(drop_flat_groups=True)), groups, 99).counts == {"policy": 2.0}
+    assert plan_step(asked(GRPO()), groups, Layout(99)).counts == {"policy": 4.0}
+    assert plan_step(asked(GRPO(drop_flat_groups=True)), groups, Layout(99)).counts == {"policy": 2.0}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import tracemalloc
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -161,6 +163,24 @@ def test_a_delta_of_a_newer_schema_is_refused() -> None:
     delta = encoded({}).replace(b"schema\x01", b"schema\x02")
     with pytest.raises(WeightsError, match="newer version of this project"):
         read_head(delta)
+
+
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan, 1.5, -1, True, "1", None, [], 1 << 62])
+@pytest.mark.parametrize("place", range(8))
+def test_a_patch_with_an_odd_number_is_refused(odd: object, place: int) -> None:
+    head: list[object] = ["w", "BF16", [5], 0, 5, "w", 5, 3]
+    head[place] = [odd] if place == 2 else odd
+    packed = msgpack.packb(head)
+    delta = encoded({})[:-8] + struct.pack("<I", len(packed)) + packed + bytes(40)
+    with pytest.raises(WeightsError):
+        list(read_patches(delta, {"w": Layout("BF16", (5,))}))
+
+
+@pytest.mark.parametrize("name", ["schema", "base", "version"])
+def test_a_head_with_an_odd_number_is_refused(name: str) -> None:
+    head = msgpack.packb({"schema": 1, "base": 3, "version": 5} | {name: math.inf})
+    with pytest.raises(WeightsError):
+        read_head(b"TRBD" + struct.pack("<I", len(head)) + head)
 
 
 def test_a_small_message_cannot_ask_for_much_memory() -> None:

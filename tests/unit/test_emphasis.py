@@ -23,6 +23,7 @@ from learner.emphasis import (
     threshold,
     token_entropy,
 )
+from learner.layout import Layout
 from learner.packing import plan_step
 from learner.selectors import demonstration_tokens, hint_tokens, policy_tokens, response_tokens
 
@@ -30,7 +31,7 @@ from learner.selectors import demonstration_tokens, hint_tokens, policy_tokens, 
 def batch() -> TokenBatch:
     """A demonstration of three tokens, then rollouts of two and one."""
     members = group(demonstration(3), rollout(2, 0.0), rollout(1, 1.0))
-    (micro,) = map(in_float64, plan_step(asked(LUFFY()), [members], 99).micro_batches)
+    (micro,) = map(in_float64, plan_step(asked(LUFFY()), [members], Layout(99)).micro_batches)
     return micro.tokens
 
 

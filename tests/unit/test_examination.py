@@ -18,6 +18,7 @@ from common.trajectory import Group, VersionSpan
 from learner.batch import PolicyOutputs
 from learner.evidence import Evidence
 from learner.examination import Circumstances, chosen_for, examined
+from learner.layout import Layout
 from learner.packing import plan_step
 
 AT = Circumstances(step=7, revision=3, version=6, at_s=12.5)
@@ -26,7 +27,7 @@ NOWHERE = pytest.approx(math.nan, nan_ok=True)
 
 def look(config: AlgorithmConfig, groups: list[Group], numbers: list[int], *, limit: int = 10**6) -> Any:
     """Examine with a policy that gives every response token the log-prob -0.01 * its id."""
-    plan = plan_step(asked(config), groups, limit)
+    plan = plan_step(asked(config), groups, Layout(limit))
     labels = [micro.tokens.labels_T.double() for micro in plan.micro_batches]
     evidence = Evidence(plan, tuple(PolicyOutputs(-0.01 * ids_T, torch.ones_like(ids_T)) for ids_T in labels))
     return examined(live(config), groups, numbers, evidence, AT)

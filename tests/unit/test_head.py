@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.head import logprobs_and_entropy
+from common.errors import SettingsError
+from learner.head import choose_head, logprobs_and_entropy
 
 T, V, H = 24, 13, 5
 
@@ -46,7 +48,7 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-@given(chunk=st.integers(1, T + 3), temperature=st.sampled_from([0.5, 1.0, 1.7]), rows=st.integers(0, T))
+@given(chunk=st.integers(1, T * V + 3), temperature=st.sampled_from([0.5, 1.0, 1.7]), rows=st.integers(0, T))
 def test_any_chunk_gives_the_values_and_gradients_of_the_plain_head(chunk: int, temperature: float, rows: int) -> None:
     hidden, head, bias, labels = inputs(rows=rows)
     weights = torch.linspace(-1, 1, rows, dtype=torch.float64)
@@ -81,12 +83,68 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_still_does() -> None:
 
 
 def test_vocabulary_wide_logits_never_exist() -> None:
-    rows, vocabulary, width, chunk = 256, 64, 4, 8
+    rows, vocabulary, width, chunk = 256, 64, 4, 512
     hidden, head, bias, labels = inputs(rows=rows, vocabulary=vocabulary, width=width)
     with Sizes() as sizes:
         logprobs_T, entropy_T = logprobs_and_entropy(hidden, head, labels, 1.0, chunk, bias)
         (logprobs_T + entropy_T).sum().backward()
-    assert sizes.largest == max(rows * width, chunk * vocabulary) < rows * vocabulary
+    assert sizes.largest == max(rows * width, chunk) < rows * vocabulary
+
+
+def test_the_head_is_never_copied_to_another_dtype_as_a_whole() -> None:
+    rows, vocabulary, width, chunk = 8, 512, 32, 64
+    hidden, head, _, labels = inputs(torch.float32, rows=rows, vocabulary=vocabulary, width=width)
+    narrow = head.detach().bfloat16()
+    with Sizes() as sizes:
+        logprobs_T, _ = logprobs_and_entropy(hidden, narrow, labels, 1.0, chunk)
+        logprobs_T.sum().backward()
+    assert sizes.largest < vocabulary * width
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_no_tile_of_the_logits_is_larger_than_asked(chunk: int) -> None:
+    hidden, head, bias, labels = inputs(rows=20, vocabulary=50, width=1)
+    with Sizes() as sizes:
+        logprobs_T, entropy_T = logprobs_and_entropy(hidden, head, labels, 1.0, chunk, bias)
+        (logprobs_T + entropy_T).sum().backward()
+    statistics = 300  # four figures of each tile of some rows
+    assert sizes.largest <= max(chunk, statistics)
+
+
+def test_no_rows_at_all_give_gradients_of_zero() -> None:
+    hidden, head, bias, labels = inputs(rows=0)
+    logprobs_T, entropy_T = logprobs_and_entropy(hidden, head, labels, 1.0, 64, bias)
+    assert logprobs_T.shape == entropy_T.shape == (0,)
+    (logprobs_T.sum() + entropy_T.sum()).backward()
+    assert hidden.grad is not None
+    assert hidden.grad.shape == (0, H)
+    assert all(leaf.grad is not None and not leaf.grad.any() for leaf in (head, bias))
+
+
+def test_where_the_policy_is_sure_the_entropy_is_right_to_the_last_digits() -> None:
+    logits_TV = torch.tensor([[100.0, 0.0, 0.0, 50.0], [30.0, 12.0, 13.0, 14.0], [-90.0, -60.0, -61.0, -99.0]])
+    head = torch.eye(4)
+    logprobs_T, entropy_T = logprobs_and_entropy(logits_TV, head, torch.tensor([0, 0, 1]), 1.0, 2)
+    exact_TV = logits_TV.double().log_softmax(dim=-1)
+    exact_T = -(exact_TV.exp() * exact_TV).sum(dim=-1)
+    assert (logprobs_T <= 0).all()
+    assert (entropy_T >= 0).all()
+    torch.testing.assert_close(entropy_T.double(), exact_T, rtol=1e-5, atol=1e-7)
+
+
+def test_the_chunked_head_is_chosen_anywhere() -> None:
+    assert choose_head("chunked", torch.device("cpu")) is logprobs_and_entropy
+
+
+def test_the_fused_head_is_refused_without_a_gpu() -> None:
+    with pytest.raises(SettingsError, match=r'learner.head is "fused", which needs a GPU.*set it to "chunked"'):
+        choose_head("fused", torch.device("cpu"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is installed")
+def test_the_fused_head_is_refused_without_triton() -> None:
+    with pytest.raises(SettingsError, match="needs the package triton"):
+        choose_head("fused", torch.device("cuda"))
 
 
 def test_bfloat16_inputs_are_summed_in_float32() -> None:

@@ -12,6 +12,7 @@ from learner_cases import Lengths, asked, at_ratios, close, group, in_float64, r
 
 from common.config.algorithm import GRPO, REINFORCE, DrGRPO, Mix
 from learner.batch import PolicyOutputs
+from learner.layout import Layout
 from learner.losses import divergence
 from learner.objective import loss
 from learner.packing import plan_step
@@ -68,7 +69,7 @@ def test_a_reference_that_agrees_costs_nothing_and_pulls_nowhere() -> None:
 
 def test_without_the_reference_the_loss_says_what_is_missing() -> None:
     algorithm = asked(GRPO(kl_coefficient=0.5))
-    plan = plan_step(algorithm, [group(*FLAT)], 99)
+    plan = plan_step(algorithm, [group(*FLAT)], Layout(99))
     (micro,) = map(in_float64, plan.micro_batches)
     with pytest.raises(ValueError, match="needs_reference"):
         loss(algorithm, plan, micro, PolicyOutputs(torch.zeros(4), torch.zeros(4)))
@@ -76,7 +77,7 @@ def test_without_the_reference_the_loss_says_what_is_missing() -> None:
 
 @given(policy=st.floats(-40, 0), reference=st.floats(-40, 0))
 def test_k3_is_never_negative_and_never_overflows(policy: float, reference: float) -> None:
-    (micro,) = plan_step(asked(GRPO()), [group(rollout(1))], 99).micro_batches
+    (micro,) = plan_step(asked(GRPO()), [group(rollout(1))], Layout(99)).micro_batches
     logprobs_T = torch.tensor([policy], requires_grad=True)
     k3_T = divergence(micro.tokens, PolicyOutputs(logprobs_T, torch.zeros(1), torch.tensor([reference])))
     k3_T.sum().backward()

@@ -11,6 +11,7 @@ from tiny_policy import fed_groups, heed, live, same, tiny_model, weights
 
 from common.config.algorithm import ALGORITHMS, GRPO, SFT, SRFT, AlgorithmConfig, PrefixRFT, ReLIFT
 from common.config.base import EntropyScope, Selection
+from learner.layout import Layout
 from learner.outcome import Verdict
 from learner.trainer import Trainer
 
@@ -26,7 +27,7 @@ every_member = pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}
 
 @every_member
 def test_a_run_can_be_switched_into_and_out_of_every_algorithm(config: AlgorithmConfig) -> None:
-    trainer = Trainer(tiny_model(), 30, load_reference=tiny_model)
+    trainer = Trainer(tiny_model(), Layout(30), load_reference=tiny_model)
     for updates, asked in enumerate((GRPO(), config, GRPO()), start=1):
         before = weights(trainer)
         outcome = trainer.step(live(asked), fed_groups(asked), heed)
@@ -47,7 +48,7 @@ def test_a_run_can_be_switched_into_and_out_of_every_algorithm(config: Algorithm
 def test_groups_of_another_algorithm_are_no_harm_after_a_switch(config: AlgorithmConfig) -> None:
     """What was on its way when the operator switched was made for the algorithm before."""
     for former in (GRPO(), *EVERY):
-        trainer = Trainer(tiny_model(), 64, load_reference=tiny_model)
+        trainer = Trainer(tiny_model(), Layout(64), load_reference=tiny_model)
         outcome = trainer.step(live(config), fed_groups(former), heed)
         assert outcome.verdict is not Verdict.NOT_FINITE
         assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
@@ -57,9 +58,9 @@ def test_groups_of_another_algorithm_are_no_harm_after_a_switch(config: Algorith
 def test_the_trainer_looks_at_the_whole_step_before_it_learns_from_a_part(budget: int) -> None:
     """Of two hints of five tokens ceil(0.3 · 10) = 3 are kept, however they are spread; in each it would be two."""
     config = PrefixRFT(selection=Selection.BATCH, keep_share=0.3)
-    outcome = Trainer(tiny_model(), budget).step(live(config), fed_groups(config), heed)
+    outcome = Trainer(tiny_model(), Layout(budget)).step(live(config), fed_groups(config), heed)
     assert outcome.sums.record()["clip_fraction"]["hint"] == pytest.approx(0.7)
-    single = Trainer(tiny_model(), budget).step(live(PrefixRFT(keep_share=0.3)), fed_groups(config), heed)
+    single = Trainer(tiny_model(), Layout(budget)).step(live(PrefixRFT(keep_share=0.3)), fed_groups(config), heed)
     assert single.sums.record()["clip_fraction"]["hint"] == pytest.approx(0.6)
 
 
@@ -67,7 +68,7 @@ def test_the_weight_of_the_whole_step_is_one_for_all_demonstrations() -> None:
     """w_SFT = ½ e^-H is then a factor of SFT's loss; H is just below log 16 on this policy."""
     asked = SRFT(entropy_scope=EntropyScope.BATCH)
     weighted, plain = (
-        Trainer(tiny_model(), 1).step(live(config), fed_groups(asked), heed).sums.record()["terms"]["imitation"]
+        Trainer(tiny_model(), Layout(1)).step(live(config), fed_groups(asked), heed).sums.record()["terms"]["imitation"]
         for config in (asked, SFT())
     )
     assert 0.5 / 16 < weighted / plain < 0.5 / 15
@@ -80,7 +81,7 @@ def test_the_trainer_finds_the_same_gradient_however_it_cuts_a_step(config: Algo
     def learnt(budget: int) -> tuple[torch.Tensor, float]:
         trainer = Trainer(
             tiny_model(dtype=torch.float64),
-            budget,
+            Layout(budget),
             load_reference=lambda: tiny_model(seed=4, dtype=torch.float64),
         )
         outcome = trainer.step(live(config), fed_groups(config), heed)

@@ -26,6 +26,7 @@ from learner_cases import (
 from common.config.algorithm import LUFFY, DrGRPO, LUFFYPaper
 from common.config.base import Norm, Shaping, Surrogate
 from common.trajectory import Group
+from learner.layout import Layout
 from learner.packing import plan_step
 
 FAILED, EXPERT = rollout(2, 0.0, seed=1), demonstration(3, 1.0, seed=2)
@@ -177,7 +178,7 @@ def without_demonstrations() -> list[Group]:
 def test_without_demonstrations_luffy_is_exactly_unclipped_dr_grpo(bonus: float) -> None:
     plain = DrGRPO(surrogate=Surrogate.UNCLIPPED, entropy_bonus=bonus)
     found, wanted = (
-        run_step(asked(config), plan_step(asked(config), without_demonstrations(), 20), BigramPolicy())
+        run_step(asked(config), plan_step(asked(config), without_demonstrations(), Layout(20)), BigramPolicy())
         for config in (LUFFY(entropy_bonus=bonus), plain)
     )
     assert any(gradient.any() for gradient in wanted[0])

@@ -25,6 +25,7 @@ from learner_cases import (
 from common.config.algorithm import GRPO, LUFFY, AlgorithmConfig, LUFFYPaper, Mix, NaiveMix
 from common.config.base import Norm, Shaping, Surrogate
 from common.trajectory import Group
+from learner.layout import Layout
 from learner.packing import plan_step
 
 FAILED, EXPERT = rollout(2, 0.0, seed=1), demonstration(3, 1.0, seed=2)
@@ -105,7 +106,7 @@ def test_the_tokens_of_a_hint_are_the_experts(config_class: type[NaiveMix | Mix]
 def same_step(one: AlgorithmConfig, other: AlgorithmConfig, groups: list[Group]) -> None:
     """Assert that two configurations make the same of these groups."""
     found, wanted = (
-        run_step(asked(config), plan_step(asked(config), groups, 20), BigramPolicy()) for config in (one, other)
+        run_step(asked(config), plan_step(asked(config), groups, Layout(20)), BigramPolicy()) for config in (one, other)
     )
     assert any(gradient.any() for gradient in wanted[0])
     for mine, theirs in zip(found[0], wanted[0], strict=True):
@@ -138,5 +139,5 @@ def test_mix_is_the_papers_luffy_without_shaping_where_right_experts_are_within_
 def test_equal_rewards_give_no_gradient(config_class: type[NaiveMix | Mix]) -> None:
     members = (rollout(3, 0.3, seed=1), rollout(5, 0.3, seed=2), demonstration(4, 0.3, seed=3))
     algorithm = asked(config_class())
-    gradients, _ = run_step(algorithm, plan_step(algorithm, [group(*members)], 99), BigramPolicy())
+    gradients, _ = run_step(algorithm, plan_step(algorithm, [group(*members)], Layout(99)), BigramPolicy())
     assert not any(gradient.any() for gradient in gradients)

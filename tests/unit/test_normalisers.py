@@ -9,6 +9,7 @@ from learner_cases import Lengths, asked, demonstration, group, in_float64, roll
 from common.config.algorithm import LUFFY
 from common.config.base import Norm
 from learner.batch import TokenBatch
+from learner.layout import Layout
 from learner.normalisers import normaliser
 from learner.packing import plan_step
 from learner.selectors import Selector, expert_tokens, policy_tokens, response_tokens
@@ -18,7 +19,7 @@ from learner.selectors import Selector, expert_tokens, policy_tokens, response_t
 def batch() -> TokenBatch:
     """Rows in the plan's order: a demonstration of 4, a hint of 1 with 2 sampled, a rollout of 1; N = 3, T = 8."""
     members = (rollout(1), trajectory(Lengths(hint=1, sampled=2)), demonstration(4))
-    (micro,) = plan_step(asked(LUFFY()), [group(*members)], 10**6).micro_batches
+    (micro,) = plan_step(asked(LUFFY()), [group(*members)], Layout(10**6)).micro_batches
     return in_float64(micro).tokens
 
 
@@ -52,6 +53,8 @@ def test_counts_of_micro_batches_add_up_to_the_count_of_the_whole(norm: Norm, ov
     algorithm, found = asked(LUFFY()), normaliser(norm, over=over, longest_response=10)
 
     def count(micro_batch_tokens: int) -> float:
-        return sum(found.count(m.tokens) for m in plan_step(algorithm, groups, micro_batch_tokens).micro_batches)
+        return sum(
+            found.count(m.tokens) for m in plan_step(algorithm, groups, Layout(micro_batch_tokens)).micro_batches
+        )
 
     assert count(1) == count(12) == count(10**6)

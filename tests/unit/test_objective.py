@@ -46,6 +46,7 @@ from common.config.algorithm import (
 from common.config.base import Baseline, Shaping, Statistics, Surrogate
 from common.trajectory import Group
 from learner.batch import PolicyOutputs
+from learner.layout import Layout
 from learner.objective import empty_sums, loss
 from learner.packing import plan_step
 
@@ -63,8 +64,8 @@ def test_a_step_cut_into_micro_batches_has_the_gradient_of_one_big_batch(
     config: AlgorithmConfig, micro_batch_tokens: int
 ) -> None:
     algorithm, model = asked(config), BigramPolicy()
-    whole, whole_sums = run_step(algorithm, plan_step(algorithm, mixed_groups(), 10**6), model)
-    plan = plan_step(algorithm, mixed_groups(), micro_batch_tokens)
+    whole, whole_sums = run_step(algorithm, plan_step(algorithm, mixed_groups(), Layout(10**6)), model)
+    plan = plan_step(algorithm, mixed_groups(), Layout(micro_batch_tokens))
     cut, cut_sums = run_step(algorithm, plan, model)
     assert len(plan.micro_batches) > 1
     assert any(gradient.any() for gradient in whole)
@@ -84,8 +85,8 @@ def test_any_groups_cut_anyhow_have_the_same_finite_gradient(
     groups: list[Group], limit: int, config: AlgorithmConfig
 ) -> None:
     algorithm, model = asked(config), BigramPolicy()
-    whole, sums = run_step(algorithm, plan_step(algorithm, groups, 10**6), model)
-    cut, _ = run_step(algorithm, plan_step(algorithm, groups, limit), model)
+    whole, sums = run_step(algorithm, plan_step(algorithm, groups, Layout(10**6)), model)
+    cut, _ = run_step(algorithm, plan_step(algorithm, groups, Layout(limit)), model)
     assert all(torch.isfinite(gradient).all() for gradient in whole)
     assert_same(cut, whole, tolerance=1e-11)  # advantages that cancel leave little to compare with
     json.dumps(sums.record(), allow_nan=False)
@@ -94,9 +95,9 @@ def test_any_groups_cut_anyhow_have_the_same_finite_gradient(
 @every_algorithm
 def test_two_ranks_that_share_their_counts_have_the_gradient_of_one(config: AlgorithmConfig) -> None:
     algorithm, model, groups = asked(config), BigramPolicy(), mixed_groups()
-    algorithm = completed(algorithm, plan_step(algorithm, groups, 30), model)
-    one, one_sums = run_step(algorithm, plan_step(algorithm, groups, 30), model)
-    plans = [plan_step(algorithm, part, 30) for part in (groups[:1], groups[1:])]
+    algorithm = completed(algorithm, plan_step(algorithm, groups, Layout(30)), model)
+    one, one_sums = run_step(algorithm, plan_step(algorithm, groups, Layout(30)), model)
+    plans = [plan_step(algorithm, part, Layout(30)) for part in (groups[:1], groups[1:])]
     counts = {name: sum(plan.counts[name] for plan in plans) for name in plans[0].counts}
     ranks = [run_step(algorithm, plan.with_counts(counts), model) for plan in plans]
     assert_same([first + second for first, second in zip(ranks[0][0], ranks[1][0], strict=True)], one)
@@ -128,7 +129,7 @@ def test_two_ranks_that_share_their_counts_have_the_gradient_of_one(config: Algo
 def test_equal_rewards_give_no_policy_gradient_at_all(config: AlgorithmConfig, reward: float) -> None:
     members = (rollout(3, reward, seed=1), rollout(5, reward, seed=2), demonstration(4, reward, seed=3))
     algorithm = asked(config)
-    gradients, _ = run_step(algorithm, plan_step(algorithm, [group(*members)], 99), BigramPolicy())
+    gradients, _ = run_step(algorithm, plan_step(algorithm, [group(*members)], Layout(99)), BigramPolicy())
     assert not any(gradient.any() for gradient in gradients)
 
 
@@ -136,7 +137,7 @@ def test_equal_rewards_give_no_policy_gradient_at_all(config: AlgorithmConfig, r
 def test_the_pull_of_each_term_is_the_gradient_that_it_sends_to_the_policy(config: AlgorithmConfig) -> None:
     """A term alone sends to log p and H what `pulls_K` says of it; the loss is the sum of the terms."""
     algorithm, model = asked(config), BigramPolicy()
-    plan = plan_step(algorithm, mixed_groups(), 10**6)
+    plan = plan_step(algorithm, mixed_groups(), Layout(10**6))
     algorithm = completed(algorithm, plan, model)
     (micro,) = map(in_float64, plan.micro_batches)
     with torch.no_grad():
@@ -206,7 +207,7 @@ def test_sums_of_other_terms_do_not_add() -> None:
 def test_no_value_of_a_token_that_is_not_taught_reaches_the_gradient(config: AlgorithmConfig, extreme: float) -> None:
     """Neither as NaN nor as anything else: masks cut the gradient, not only the sum."""
     algorithm = asked(config)
-    plan = plan_step(algorithm, mixed_groups(), 10**6)
+    plan = plan_step(algorithm, mixed_groups(), Layout(10**6))
     (micro,) = map(in_float64, plan.micro_batches)
     for term in algorithm.terms:
         on_T = term.on(micro.tokens)
@@ -224,7 +225,7 @@ def test_no_value_of_a_token_that_is_not_taught_reaches_the_gradient(config: Alg
 @every_algorithm
 def test_hopelessly_stale_tokens_give_finite_gradients(config: AlgorithmConfig) -> None:
     algorithm = asked(config)
-    plan = plan_step(algorithm, mixed_groups(), 10**6)
+    plan = plan_step(algorithm, mixed_groups(), Layout(10**6))
     micro = plan.micro_batches[0].to("cpu")
     for logprob in (-1e4, -0.0):
         logprobs_T = torch.full_like(micro.tokens.advantages_T, logprob).requires_grad_()

@@ -13,6 +13,7 @@ from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForC
 
 from common.config.algorithm import LUFFY
 from common.errors import SettingsError
+from learner.layout import Layout
 from learner.objective import loss
 from learner.packing import plan_step
 from learner.policy import check_head, evaluate
@@ -49,7 +50,7 @@ def plainly(model: Any, ids_S: Tensor, temperature: float) -> tuple[Tensor, Tens
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_padded_batch_gives_what_each_sequence_gives_alone(model: Any, temperature: float) -> None:
-    (micro,) = plan_step(asked(LUFFY()), mixed_groups(), 10**6).micro_batches
+    (micro,) = plan_step(asked(LUFFY()), mixed_groups(), Layout(10**6)).micro_batches
     outputs = evaluate(model, micro.to("cpu"), temperature)
     for row, length in enumerate(micro.lengths_B.tolist()):
         here_T = micro.tokens.segment_T == row
@@ -64,7 +65,7 @@ def test_the_gradient_of_a_padded_step_is_that_of_one_sequence_at_a_time(model: 
 
     def gradient(micro_batch_tokens: int) -> Tensor:
         model.zero_grad()
-        plan = plan_step(algorithm, mixed_groups(), micro_batch_tokens)
+        plan = plan_step(algorithm, mixed_groups(), Layout(micro_batch_tokens))
         for micro in plan.micro_batches:
             here = micro.to("cpu")
             loss(algorithm, plan, here, evaluate(model, here, 1.0))[0].backward()
@@ -77,7 +78,7 @@ def test_the_gradient_of_a_padded_step_is_that_of_one_sequence_at_a_time(model: 
 def test_only_positions_that_predict_a_response_token_get_gradient() -> None:
     """Prompts, the last token of each row and padding are never taught."""
     algorithm = asked(LUFFY())
-    plan = plan_step(algorithm, mixed_groups(), 10**6)
+    plan = plan_step(algorithm, mixed_groups(), Layout(10**6))
     (micro,) = (m.to("cpu") for m in plan.micro_batches)
     hidden_BSH = torch.randn(*micro.input_ids.shape, 4, requires_grad=True)
 
@@ -96,7 +97,7 @@ def test_only_positions_that_predict_a_response_token_get_gradient() -> None:
 
 def test_under_autocast_the_masters_still_get_float32_gradients(model: Any) -> None:
     algorithm = asked(LUFFY())
-    plan = plan_step(algorithm, mixed_groups(), 10**6)
+    plan = plan_step(algorithm, mixed_groups(), Layout(10**6))
     (micro,) = (m.to("cpu") for m in plan.micro_batches)
     exact = evaluate(model, micro, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -119,7 +120,7 @@ def test_a_model_that_scales_its_logits_is_refused() -> None:
 
 def test_a_micro_batch_without_response_tokens_is_no_trouble(model: Any) -> None:
     algorithm = asked(LUFFY())
-    plan = plan_step(algorithm, [group(rollout(0))], 99)
+    plan = plan_step(algorithm, [group(rollout(0))], Layout(99))
     value, sums = loss(algorithm, plan, plan.micro_batches[0].to("cpu"), evaluate(model, plan.micro_batches[0], 1.0))
     value.backward()
     assert value.item() == 0

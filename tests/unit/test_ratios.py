@@ -14,6 +14,7 @@ from learner_cases import Lengths, asked, close, demonstration, group, in_float6
 from common.config.algorithm import LUFFY
 from common.trajectory import Trajectory
 from learner.batch import MicroBatch, PolicyOutputs
+from learner.layout import Layout
 from learner.packing import plan_step
 from learner.ratios import (
     LOG_RATIO_LIMIT,
@@ -152,5 +153,5 @@ def test_the_expert_ratio_divides_by_one_where_the_expert_policy_is_not_known() 
 
 def micro_of(*members: Trajectory) -> MicroBatch:
     """One micro-batch of these members."""
-    (micro,) = plan_step(asked(LUFFY()), [group(*members)], 10**6).micro_batches
+    (micro,) = plan_step(asked(LUFFY()), [group(*members)], Layout(10**6)).micro_batches
     return in_float64(micro)

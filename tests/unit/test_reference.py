@@ -10,6 +10,7 @@ from tiny_policy import fed_groups, heed, live, same, tiny_model, weights
 
 from common.config.algorithm import GRPO, UFT
 from common.errors import SettingsError
+from learner.layout import Layout
 from learner.reference import Reference
 from learner.trainer import Trainer
 
@@ -44,7 +45,7 @@ def test_it_is_fetched_when_it_is_first_needed_and_given_back_when_it_is_not() -
 
 def test_a_run_holds_it_only_while_a_revision_asks_for_it() -> None:
     shelf = Shelf()
-    trainer = Trainer(tiny_model(), 64, load_reference=shelf)
+    trainer = Trainer(tiny_model(), Layout(64), load_reference=shelf)
     for config, fetched in ((GRPO(), 0), (ANCHORED, 1), (UFT(), 1), (GRPO(), 1), (ANCHORED, 2)):
         trainer.step(live(config), fed_groups(config), heed)
         assert shelf.fetched == fetched
@@ -52,7 +53,7 @@ def test_a_run_holds_it_only_while_a_revision_asks_for_it() -> None:
 
 def test_the_policy_agrees_with_it_to_the_bit_until_the_first_update() -> None:
     """k3 is zero and so is its gradient: the step is that without the term."""
-    anchored, free = (Trainer(tiny_model(), 64, load_reference=tiny_model) for _ in range(2))
+    anchored, free = (Trainer(tiny_model(), Layout(64), load_reference=tiny_model) for _ in range(2))
     first = anchored.step(live(ANCHORED), fed_groups(ANCHORED), heed)
     free.step(live(GRPO()), fed_groups(ANCHORED), heed)
     assert first.sums.record()["terms"]["kl"] == 0
@@ -63,7 +64,7 @@ def test_the_policy_agrees_with_it_to_the_bit_until_the_first_update() -> None:
 
 def test_it_is_the_model_of_the_beginning_also_after_a_restore() -> None:
     """Two runs to the same place, one of them restored on the way: the KL is the same."""
-    through, restored = (Trainer(tiny_model(), 64, load_reference=tiny_model) for _ in range(2))
+    through, restored = (Trainer(tiny_model(), Layout(64), load_reference=tiny_model) for _ in range(2))
     through.step(live(ANCHORED), fed_groups(ANCHORED), heed)
     restored.restore(through.tensors(), through.updates)
     ends = [t.step(live(ANCHORED), fed_groups(ANCHORED), heed).sums.record()["terms"] for t in (through, restored)]
@@ -73,7 +74,7 @@ def test_it_is_the_model_of_the_beginning_also_after_a_restore() -> None:
 
 def test_the_penalty_pulls_the_policy_back() -> None:
     """Under equal rewards nothing else moves it: the KL falls."""
-    trainer = Trainer(tiny_model(seed=5), 64, load_reference=tiny_model)
+    trainer = Trainer(tiny_model(seed=5), Layout(64), load_reference=tiny_model)
     config = GRPO(kl_coefficient=1.0)
     groups = [g for g in fed_groups(config) if not any(t.is_right for t in g.trajectories)]
     divergence = [trainer.step(live(config), groups, heed).sums.record()["terms"]["kl"] for _ in range(8)]
@@ -81,7 +82,7 @@ def test_the_penalty_pulls_the_policy_back() -> None:
 
 
 def test_its_log_probs_send_no_gradient_and_are_of_the_sampling_temperature() -> None:
-    trainer = Trainer(tiny_model(), 64, load_reference=tiny_model)
+    trainer = Trainer(tiny_model(), Layout(64), load_reference=tiny_model)
     warm = live(ANCHORED, sampling={"temperature": 1.7, "max_response_tokens": 16})
     assert trainer.step(warm, fed_groups(ANCHORED), heed).sums.record()["terms"]["kl"] == 0
 
@@ -101,7 +102,7 @@ def test_one_that_cannot_be_loaded_is_a_sentence_with_the_remedy() -> None:
     def fetch() -> Any:
         raise SettingsError("model.path: /gone is not a Hugging Face model directory: correct it")
 
-    trainer = Trainer(tiny_model(), 64, load_reference=fetch)
+    trainer = Trainer(tiny_model(), Layout(64), load_reference=fetch)
     before = weights(trainer)
     with pytest.raises(SettingsError, match=r"kl_coefficient asks for cannot be loaded: .*/gone .*kl_coefficient to 0"):
         trainer.step(live(ANCHORED), fed_groups(ANCHORED), heed)

@@ -14,6 +14,7 @@ from common.config.algorithm import GRPO, SFT, AlgorithmConfig, ReLIFT
 from common.config.live import LiveConfig
 from common.trajectory import Group
 from learner.algorithms import build
+from learner.layout import Layout
 from learner.outcome import Abandoned, Verdict
 from learner.terms import Algorithm
 from learner.trainer import Trainer
@@ -32,7 +33,7 @@ def solved(number: int) -> Group:
 
 
 def trainer() -> Trainer:
-    return Trainer(tiny_model(), 64)
+    return Trainer(tiny_model(), Layout(64))
 
 
 def moved(source: Trainer) -> Trainer:

@@ -8,7 +8,8 @@ from learner.retention import chain, expendable
 
 def manifest(version: int, base: int = 0) -> Manifest:
     kind = PublicationKind.DELTA if base else PublicationKind.ANCHOR
-    return Manifest(version, 1, 1, kind, base, location_of(version), {}, {}, 0, 0.0, anchor=1)
+    anchor = max(anchor for anchor in (1, 5, 7, 8) if anchor <= version)
+    return Manifest(version, 1, 1, kind, base, location_of(version), {}, {}, 0, 0.0, anchor=anchor)
 
 
 # 1 ← 2 ← 4   5 ← 6   8 ← 9 ← 10   (3 and 7 were passed over)
@@ -27,6 +28,8 @@ def test_the_chain_of_a_version_that_is_fetched_stays() -> None:
     assert chain(STORE, 4) == {1, 2, 4}
     assert expendable(STORE, 1, [2]) == {4, 5, 6}
     assert expendable(STORE, 1, [4, 6]) == set()
+    broken: dict[int, Manifest | None] = {version: link for version, link in STORE.items() if version != 2}
+    assert expendable(broken, 1, [4]) == {5, 6}  # whoever cannot come to 4 comes to 1
     assert expendable(STORE, 1, [10, 77]) == {1, 2, 4, 5, 6}
 
 

@@ -11,6 +11,7 @@ from tiny_policy import tiny_model
 
 from common.weights import Canary
 from learner.canary import FLOAT32_TOLERANCE, Singer, canary_tokens, tolerances
+from learner.layers import checkpoint_activations
 from learner.snapshot import Origin, Snapshots
 
 TOKENS = canary_tokens("run", 0, 16, 12)
@@ -142,6 +143,16 @@ def test_bfloat16_arithmetic_stays_inside_its_tolerance(scale: float) -> None:
     differences = np.abs(np.subtract(canary.logprobs, said.numpy()))
     assert 0 < differences.max() < canary.tolerance
     assert differences.mean() < canary.mean_tolerance
+
+
+def test_the_canary_of_a_model_that_computes_activations_again_is_sung_by_the_copy_and_not_by_the_model() -> None:
+    model = tiny_model()
+    expected = song(model)
+    checkpoint_activations(model)
+    taken = snapshots(model).take(1, ORIGIN)
+    perturb(model)
+    assert taken.sing is not None
+    assert worst(taken.sing(), expected) < 1e-5
 
 
 def test_a_shell_holds_no_weights_of_its_own() -> None:

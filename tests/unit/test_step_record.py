@@ -18,12 +18,14 @@ from learner.lineage import Lineage
 from learner.objective import StepSums
 from learner.outcome import Rehearsed, StepOutcome, Verdict
 from learner.record import Material, StepRecord, Timeline
+from learner.timing import StageTimes
 
 EVENT_KEYS = {
     *("step", "revision", "version", "algorithm", "hints", "loss", "reward", "reward_parts", "entropy", "staleness"),
     *("staleness_max", "groups", "trajectories", "tokens", "tokens_per_s", "grad_norm", "learning_rate", "hint_length"),
     *("clip_fraction", "effective_sample_size", "ratio", "gradient_weight", "terms", "flat_groups", "updated"),
-    *("rehearsal", "stale_dropped", "wait_s", "pack_s", "forward_backward_s", "optimizer_s", "publish_s", "step_s"),
+    *("rehearsal", "stale_dropped", "wait_s", "pack_s", "transfer_s", "forward_s", "backward_s", "optimizer_s"),
+    *("publish_s", "checkpoint_s", "step_s"),
 }
 
 
@@ -53,11 +55,12 @@ def outcome(verdict: Verdict = Verdict.UPDATED, loss: float = 0.5) -> StepOutcom
         sources_S4=torch.tensor([[4.0, 4.0, 4.0, 1.0], [0.0] * 4, [0.0] * 4], dtype=torch.float64),
         entropy=torch.tensor(8.0, dtype=torch.float64),
     )
-    return StepOutcome(verdict, sums, 2.0, 1e-3, 40, 4, 1, pack_s=0.1, forward_backward_s=0.2, optimizer_s=0.3)
+    times = StageTimes(pack_s=0.1, transfer_s=0.05, forward_s=0.1, backward_s=0.15, optimizer_s=0.2)
+    return StepOutcome(verdict, sums, 2.0, 1e-3, 40, 4, 1, times)
 
 
 def record(material: Material, told: StepOutcome) -> StepRecord:
-    return StepRecord(7, 2, 5, "luffy", "demonstration", material, told, 3, Timeline(0.4, 0.5, 2.0))
+    return StepRecord(7, 2, 5, "luffy", "demonstration", material, told, 3, Timeline(0.4, 0.5, 0.1, 2.0))
 
 
 def material(*groups: Group) -> Material:

@@ -15,6 +15,7 @@ from learner_cases import Lengths, asked, at_ratios, close, group, in_float64, r
 from common.config.algorithm import GRPO, DrGRPO
 from common.config.base import Norm, Surrogate
 from learner.batch import PolicyOutputs, TokenBatch
+from learner.layout import Layout
 from learner.losses import Clip, clipped_surrogate, is_bounded, is_clipped, surrogate, weighted_logprob
 from learner.packing import plan_step
 
@@ -23,7 +24,7 @@ LONG, SHORT = rollout(3, 1.0, seed=1), rollout(1, 0.0, seed=2)
 
 
 def one_sampled_token() -> TokenBatch:
-    (micro,) = plan_step(asked(DrGRPO()), [group(rollout(1, 1.0, seed=3))], 99).micro_batches
+    (micro,) = plan_step(asked(DrGRPO()), [group(rollout(1, 1.0, seed=3))], Layout(99)).micro_batches
     return in_float64(micro).tokens
 
 

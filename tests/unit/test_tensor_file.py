@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import WeightsError
-from common.tensor_file import Layout, TensorFile
+from common.tensor_file import Layout, TensorFile, write_tensors
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -54,6 +55,35 @@ def test_what_is_written_into_a_tensor_is_in_the_file(tmp_path: Path) -> None:
         TensorFile(path).patterns("b")[1] = 0
 
 
+def test_a_file_that_is_written_here_is_what_safetensors_reads_and_every_tensor_in_it_is_aligned(
+    tmp_path: Path,
+) -> None:
+    tensors = {"odd": torch.tensor([7], dtype=torch.uint8), "last": torch.ones(3, dtype=torch.float64), **TENSORS}
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path)
+    theirs = TensorFile(path)
+    ours = tmp_path / "ours.safetensors"
+    with ours.open("wb") as file:
+        write_tensors(file, theirs.layouts, theirs.raw)
+    loaded = load_file(ours)
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (tensor.dtype, tensor.shape)
+        assert TensorFile(ours).raw(name).tobytes() == theirs.raw(name).tobytes()
+    held = TensorFile(ours)
+    assert all(
+        held.patterns(name).size == 0 or np.shares_memory(held.patterns(name), held.raw(name)) for name in tensors
+    )
+    assert safe_open(ours, "pt").metadata() == {"format": "pt"}
+
+
+def test_a_file_without_tensors_can_be_written_and_read(tmp_path: Path) -> None:
+    with (tmp_path / "none").open("wb") as file:
+        write_tensors(file, {}, lambda _: np.empty(0, np.uint8))
+    assert load_file(tmp_path / "none") == {}
+    assert TensorFile(tmp_path / "none").layouts == {}
+
+
 def written(path: Path, header: Any, body: bytes = b"") -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
@@ -74,6 +104,9 @@ def written(path: Path, header: Any, body: bytes = b"") -> Path:
         {"a": {"dtype": "F32", "shape": [1 << 70], "data_offsets": [0, 1 << 72]}},
         {"a": {"dtype": "F32", "shape": [1] * 40, "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": None, "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [float("inf")], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, float("inf")]}},
+        {"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}},
     ],
 )
 def test_a_header_that_tells_no_tensors_inside_the_file_is_refused(tmp_path: Path, header: Any) -> None:

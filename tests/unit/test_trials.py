@@ -33,6 +33,7 @@ from common.config.live import LiveConfig, parse_live
 from common.trajectory import Group
 from learner.batch import PolicyOutputs
 from learner.evidence import Evidence
+from learner.layout import Layout
 from learner.packing import plan_step
 from learner.record import finite
 from learner.trainer import Trainer
@@ -56,7 +57,7 @@ def stage(
     config: AlgorithmConfig, groups: Sequence[Group], logprobs: Sequence[float], *, limit: int = 10**6, **changes: Any
 ) -> Stage:
     """A step of one micro-batch or more, on which the policy gave these log-probs, in float64."""
-    plan = plan_step(asked(config), groups, limit)
+    plan = plan_step(asked(config), groups, Layout(limit))
     sizes = [len(micro.tokens.labels_T) for micro in plan.micro_batches]
     assert sum(sizes) == len(logprobs)
     parts = torch.tensor(logprobs, dtype=torch.float64).split(sizes)
@@ -159,7 +160,7 @@ def test_a_step_whose_loss_is_not_finite_can_be_told_too() -> None:
 def bigram_stage(config: AlgorithmConfig, groups: Sequence[Group], limit: int) -> Stage:
     """A step under `config` by a policy in float64."""
     algorithm = asked(config)
-    plan = plan_step(algorithm, groups, limit)
+    plan = plan_step(algorithm, groups, Layout(limit))
     with torch.no_grad():
         outputs = [said(algorithm, micro, BigramPolicy()) for micro in map(in_float64, plan.micro_batches)]
     return Stage(live(config), groups, Evidence(plan, tuple(outputs)))
@@ -172,7 +173,7 @@ def test_any_algorithm_is_told_exactly_what_its_own_step_would_record(config: Al
     step = bigram_stage(LUFFY(kl_coefficient=0.1), mixed_groups(), limit)
     _, told = tried(step, config)
     algorithm = asked(config)
-    _, sums = run_step(algorithm, plan_step(algorithm, mixed_groups(), 10**6), BigramPolicy())
+    _, sums = run_step(algorithm, plan_step(algorithm, mixed_groups(), Layout(10**6)), BigramPolicy())
     for figure, wanted in sums.record().items():
         assert told[figure] == (wanted if wanted is None else pytest.approx(wanted, rel=1e-9, abs=1e-12)), figure
     assert told["missing_trajectories"] == 0
@@ -180,7 +181,7 @@ def test_any_algorithm_is_told_exactly_what_its_own_step_would_record(config: Al
 
 @every_algorithm
 def test_the_configuration_in_force_has_the_figures_of_its_step_to_the_bit(config: AlgorithmConfig) -> None:
-    trainer = Trainer(tiny_model(), 20, load_reference=tiny_model)
+    trainer = Trainer(tiny_model(), Layout(20), load_reference=tiny_model)
     asked_for, groups = live(config, hints=fed(config)), fed_groups(config)
     outcome = trainer.step(asked_for, groups, heed, keep_evidence=True)
     assert outcome.evidence is not None
@@ -194,8 +195,8 @@ def test_the_configuration_in_force_has_the_figures_of_its_step_to_the_bit(confi
 
 def test_evidence_is_kept_only_when_it_is_asked_for_and_carries_no_gradient() -> None:
     groups = fed_groups(GRPO())
-    assert Trainer(tiny_model(), 64).step(live(GRPO()), groups, heed).evidence is None
-    kept = Trainer(tiny_model(), 64).step(live(GRPO()), groups, heed, keep_evidence=True).evidence
+    assert Trainer(tiny_model(), Layout(64)).step(live(GRPO()), groups, heed).evidence is None
+    kept = Trainer(tiny_model(), Layout(64)).step(live(GRPO()), groups, heed, keep_evidence=True).evidence
     assert kept is not None
     assert len(kept.outputs) == len(kept.plan.micro_batches)
     assert not any(o.logprobs_T.requires_grad or o.entropy_T.requires_grad for o in kept.outputs)

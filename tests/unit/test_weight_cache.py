@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from publications import Publications, assert_holds
+from publications import Publications, assert_holds, weights
 
 from common.deltas import Patch
 from common.digests import file_digest
@@ -308,3 +308,69 @@ def test_two_generators_hold_different_versions_at_once(published: Publications,
         assert_holds(fast.advance(published.manifests[version]).path, version)
         assert_holds(slow_ready.path, 2)
     assert_holds(slow.advance(published.manifests[5]).path, 5)
+
+
+def test_a_version_of_another_run_is_not_taken_for_the_one_with_its_number(
+    published: Publications, tmp_path: Path
+) -> None:
+    a_chain(published, 2)
+    others = Publications(DirectoryStorage(tmp_path / "others"))
+    others.anchor(1)
+    others.delta(2, 1, (weights(1), weights(9)))
+    former = WeightCache(others.storage, tmp_path / "cache" / "generator-1", LIMIT)
+    former.open()
+    former.advance(others.manifests[2])
+    former.close()
+    ours = cache(published, tmp_path)
+    assert ours.open() == others.manifests[2]
+    assert_holds(ours.advance(published.manifests[2]).path, 2)
+
+
+def test_a_namesake_too_many_is_refused_and_harms_nobody(published: Publications, tmp_path: Path) -> None:
+    manifest = published.anchor(1)
+    others = [cache(published, tmp_path) for _ in range(8)]
+    for other in others:
+        other.open()
+        other.advance(manifest)
+    states = sorted((tmp_path / "cache").glob("*/current.json"))
+    assert len(states) == 8
+    ninth = cache(published, tmp_path)
+    for call in (ninth.open, lambda: ninth.advance(manifest)):
+        with pytest.raises(WeightsError, match="give each generator a name of its own"):
+            call()
+    assert sorted((tmp_path / "cache").glob("*/current.json")) == states
+    others[3].close()
+    assert_holds(ninth.advance(manifest).path, 1)
+    for other in (*others, ninth):
+        other.close()
+
+
+def test_a_directory_is_left_to_others_only_when_the_work_in_it_has_ended(
+    published: Publications, tmp_path: Path
+) -> None:
+    ours = cache(published, tmp_path)
+    ours.open()
+    successors: list[WeightCache] = []
+
+    def close() -> None:
+        ours.close()
+        successors.append(cache(published, tmp_path))
+        successors[0].open()
+
+    ours.advance(published.anchor(1), lambda: None if successors else close())
+    later = cache(published, tmp_path)
+    assert later.open() == published.manifests[1], "our directory is free"
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "it was not while we worked"
+    with pytest.raises(WeightsError, match="is closed"):
+        ours.advance(published.manifests[1])
+    for other in (*successors, later):
+        other.close()
+
+
+def test_what_lies_here_already_is_not_counted_as_fetched(published: Publications, tmp_path: Path) -> None:
+    distant = ObjectStorage(f"file://{tmp_path / 'store'}")
+    ours = WeightCache(distant, tmp_path / "cache" / "generator-1", LIMIT)
+    last = a_chain(published, 3)
+    ours.advance(published.manifests[1])
+    assert ours.advance(last).fetched_bytes == published.manifests[2].bytes + last.bytes
+    assert ours.advance(last, anew=True).fetched_bytes == 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import socket
+import struct
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,46 @@ def test_a_server_that_hangs_is_given_up() -> None:
         storage = HttpStorage(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.05)
         with pytest.raises(WeightsError, match="cannot read"):
             storage.versions()
+
+
+def test_the_token_goes_to_no_other_address(directory: DirectoryStorage, server: WeightServer) -> None:
+    put(directory, 7)
+    asked: list[str | None] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(302)
+            self.send_header("Location", f"{server.url}{self.path}")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        storage = HttpStorage(f"http://127.0.0.1:{other.server_port}", "secret")
+        with pytest.raises(WeightsError, match="302"):
+            storage.versions()
+        other.shutdown()
+    assert asked == ["Bearer secret"]
+
+
+def test_a_reader_that_goes_away_is_a_line_in_the_log_and_nothing_else(
+    directory: DirectoryStorage,
+    server: WeightServer,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    put(directory, 7, bytes(32 << 20))
+    host, port = server.url.removeprefix("http://").split(":")
+    told = threading.Event()
+    caplog.handler.addFilter(lambda record: told.set() or True)
+    with socket.create_connection((host, int(port))) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reader.sendall(b"GET /v000007/model.safetensors HTTP/1.0\r\nAuthorization: Bearer secret\r\n\r\n")
+        reader.recv(100)
+    assert told.wait(20)
+    assert "secret" not in caplog.text
+    assert "a fetch of weights broke off" in caplog.text
+    assert capfd.readouterr().err == ""

@@ -19,10 +19,11 @@ from common.digests import DigestKind, digest
 from common.durable import NotWritten
 from common.errors import WeightsError
 from common.stores.directory import DirectoryStorage
+from common.stores.fetching import prove
 from common.stores.object_store import ObjectStorage
 from common.stores.storage import manifest_at
 from common.tensor_file import TensorFile
-from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, PublicationKind, decode_manifest, verify
+from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, PublicationKind, decode_manifest
 from learner.snapshot import Origin, Snapshot
 from learner.weight_store import WeightStore
 
@@ -85,7 +86,8 @@ def store(tmp_path: Path) -> WeightStore:
 
 def test_the_first_version_is_an_anchor_with_a_manifest_that_proves_it(store: WeightStore, tmp_path: Path) -> None:
     manifest = store.write(snapshot(12)).manifest
-    directory = verify(manifest, tmp_path / "weights")
+    prove(store.storage, manifest)
+    directory = tmp_path / "weights" / "v000012"
     assert decode_manifest((directory / MANIFEST_FILE).read_bytes()) == manifest
     assert (manifest.version, manifest.step, manifest.revision, manifest.base, manifest.anchor) == (12, 120, 3, 0, 12)
     assert (manifest.kind, manifest.changed, manifest.digests) == (ANCHOR, None, DigestKind.BLAKE3)
@@ -286,3 +288,77 @@ def test_a_manifest_tells_the_canary_of_its_snapshot(store: WeightStore) -> None
     assert store.write(replace(snapshot(1), sing=lambda: canary)).manifest.canary == canary
     assert manifest_at(store.storage, 1).canary == canary
     assert store.write(snapshot(2)).manifest.canary is None
+
+
+def test_the_anchor_of_the_newest_version_stays_when_others_that_were_never_announced_follow_it(
+    store: WeightStore, tmp_path: Path
+) -> None:
+    store.write(snapshot(1))
+    for version in (2, 3):  # left by a store that could neither prove nor remove them
+        WeightStore(store.storage).write(snapshot(version))
+    store.write(snapshot(4, stepped(4)))
+    store.prune(2, set())
+    assert store.storage.versions() == [1, 2, 3, 4]
+    assert same(rebuilt(store.storage, 4, tmp_path), stepped(4))
+
+
+def test_a_manifest_that_cannot_be_read_now_is_read_later(store: WeightStore, tmp_path: Path) -> None:
+    for version in range(1, 4):
+        store.write(snapshot(version, stepped(version)))
+    again = WeightStore(DirectoryStorage(tmp_path / "weights"))
+    link = tmp_path / "weights" / "v000002" / MANIFEST_FILE
+    link.rename(link.with_name("away"))
+    link.mkdir()  # listed, and not to be read
+    again.prune(1, {3})
+    link.rmdir()
+    link.with_name("away").rename(link)
+    again.write(snapshot(4))
+    again.prune(1, {3})
+    assert again.storage.versions() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no room")])
+@pytest.mark.parametrize("where", ["write_delta", "apply", "canary"])
+def test_a_lack_of_memory_costs_a_version_and_not_the_learner(
+    store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    released: list[int] = []
+    store = WeightStore(store.storage, release=lambda snapshot: released.append(snapshot.version))
+    store.write(snapshot(1))
+    taken = snapshot(2, stepped(2))
+    with monkeypatch.context() as patched:
+        if where == "canary":
+            taken = replace(taken, sing=fail)
+        else:
+            patched.setattr(f"learner.weight_store.{where}", fail)
+        with pytest.raises(NotWritten, match="no memory to publish version 2"):
+            store.write(taken)
+    assert (sorted(released), store.storage.versions()) == ([1, 2], [1])
+    assert store.write(snapshot(3, stepped(3))).manifest.kind is ANCHOR
+    assert same(rebuilt(store.storage, 3, tmp_path), stepped(3))
+
+
+def test_another_error_of_torch_is_not_taken_for_a_lack_of_memory(store: WeightStore) -> None:
+    def fail() -> Canary:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        store.write(replace(snapshot(1), sing=fail))
+
+
+def test_an_anchor_breaks_off_at_its_next_tensor(store: WeightStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def closing(data: Any) -> str:
+        seen.append(data.nbytes)
+        store.close()
+        return digest(data)
+
+    monkeypatch.setattr("learner.weight_store.digest", closing)
+    with pytest.raises(NotWritten, match="the learner ends"):
+        store.write(snapshot(1))
+    assert len(seen) == 1
+    assert store.storage.versions() == []

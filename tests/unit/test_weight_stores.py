@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -222,8 +223,68 @@ def test_a_directory_store_is_fetched_from_where_it_lies(tmp_path: Path) -> None
     assert paths["model.safetensors"].exists()
 
 
-def test_a_name_that_leads_out_of_the_target_is_refused(tmp_path: Path) -> None:
-    manifest = manifest_of(1)
-    evil = Manifest(1, 1, 1, PublicationKind.ANCHOR, 0, manifest.location, {"../up": (1, "00")}, {}, 1, 0.0)
-    with pytest.raises(WeightsError, match="no name of a file"):
-        fetch(ObjectStorage("memory://evil", tmp_path), evil, tmp_path / "here")
+@pytest.mark.parametrize("name", ["../up", "/etc/passwd", "..", ".hidden", "a/b", ""])
+def test_a_name_that_leads_elsewhere_is_refused_and_what_lies_there_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / "up").write_bytes(b"x")
+    evil = replace(manifest_of(1), files={name: (1, "00")})
+    for storage in (ObjectStorage("memory://evil", tmp_path), DirectoryStorage(tmp_path / "here")):
+        with pytest.raises(WeightsError, match="no name of a file"):
+            fetch(storage, evil, tmp_path / "here")
+    assert (tmp_path / "up").read_bytes() == b"x"
+
+
+def test_a_file_url_is_a_store_as_well(tmp_path: Path) -> None:
+    storage = ObjectStorage(f"file://{tmp_path}/store", tmp_path / "scratch")
+    manifests = {version: put(storage, version) for version in (1, 2)}
+    assert storage.versions() == [1, 2]
+    assert manifest_at(storage, 2) == manifests[2]
+    storage.delete(1)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["v000002"]
+
+
+class Unsteady:
+    """A file system that does not take one file, nor lets anything be removed, while it is `down`."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.down = ""
+        self.attempts = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def put_file(self, local: str, remote: str) -> None:
+        if self.down and remote.endswith(self.down):
+            raise ConnectionError("the network is gone")
+        self.real.put_file(local, remote)
+
+    def rm_file(self, path: str) -> None:
+        self.attempts += 1
+        if self.down:
+            raise ConnectionError("the network is gone")
+        self.real.rm_file(path)
+
+
+def test_what_a_broken_sending_left_is_removed_as_soon_as_that_works(tmp_path: Path) -> None:
+    storage = ObjectStorage("memory://unsteady", tmp_path)
+    files = storage._files = Unsteady(storage._files)
+    put(storage, 1)
+    files.down = MANIFEST_FILE
+    for version in (2, 3, 4):
+        files.attempts = 0
+        with pytest.raises(NotWritten, match="the network is gone"):
+            put(storage, version)
+    assert files.attempts == 2  # not one for each that is left: every one may take as long as the network's timeout
+    storage.delete(1)
+    assert storage.versions() == [1]  # whole, as its manifest says
+    assert storage.size(location_of(1), "model.safetensors") == len(CONTENT)
+    files.down = ""
+    put(storage, 5)
+    assert {str(path).split("/")[-2] for path in files.find("/unsteady")} == {"v000005"}
+
+
+def test_a_password_in_the_url_is_not_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as told:
+        ObjectStorage("nowhere://ada:secret@host/x")
+    assert "secret" not in str(told.value)
+    assert "nowhere://host/x" in str(told.value)

@@ -1,0 +1,44 @@
+"""The transfer of micro-batches to the device: the next one is on its way while the current one computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from learner.batch import MicroBatch
+
+
+def arriving(micro_batches: Sequence[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+    """Each micro-batch on `device`, in order."""
+    if device.type == "cuda":
+        return _overtaking(micro_batches, device)
+    return (micro.to(device) for micro in micro_batches)
+
+
+def _overtaking(micro_batches: Sequence[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+    """Copies go through a stream of their own, one micro-batch ahead of the computation.
+
+    A micro-batch's memory belongs to that stream and is given out again in its order only. It waits for the work that
+    the computing stream was given so far before every copy, so it never overwrites what is still being read.
+    """
+    computing, copying = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    coming: tuple[MicroBatch, torch.cuda.Event] | None = None
+    for micro in (*micro_batches, None):
+        arrived, coming = coming, None if micro is None else _sent(micro, computing, copying)
+        if arrived is not None:
+            here, is_there = arrived
+            computing.wait_event(is_there)
+            yield here
+
+
+def _sent(
+    micro: MicroBatch, computing: torch.cuda.Stream, copying: torch.cuda.Stream
+) -> tuple[MicroBatch, torch.cuda.Event]:
+    """A micro-batch under way, and the mark behind its last byte."""
+    copying.wait_stream(computing)
+    with torch.cuda.stream(copying):
+        here = micro.pinned().to(copying.device)
+        is_there = torch.cuda.Event()
+        is_there.record(copying)
+    return here, is_there

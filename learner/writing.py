@@ -1,0 +1,233 @@
+"""The writing of a step: the arrays of all its micro-batches, made at once and then sliced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.trajectory import Source, Trajectory
+from learner.batch import MicroBatch, Place, Span, Spans, TokenBatch
+from learner.cut import Piece
+
+_PADDING = 0
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Credited:
+    """A trajectory that an algorithm sees, with its advantage."""
+
+    place: Place
+    trajectory: Trajectory
+    advantage: float
+
+
+class Written(NamedTuple):
+    """The micro-batches of a plan, and the response tokens of all of them together."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    tokens: TokenBatch
+
+
+class _Seat(NamedTuple):
+    """Where a trajectory's tokens stand: the `shared` leading ones from shared_start, the others from `start`."""
+
+    member: int
+    start: int
+    shared_start: int = 0
+    shared: int = 0
+
+
+class _Plot(NamedTuple):
+    """The positions of one micro-batch, and what stands there. lengths: of its rows, without padding."""
+
+    seats: tuple[_Seat, ...]
+    lengths: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Positions of a row."""
+        return max(self.lengths)
+
+    @property
+    def size(self) -> int:
+        """Positions of all its rows."""
+        return len(self.lengths) * self.width
+
+
+def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Written:
+    """The micro-batches that `pieces` describe; the numbers in their rows are indices into `members`."""
+    sizes = [len(member.trajectory.tokens) for member in members]
+    plots = [_plot(piece, sizes) for piece in pieces]
+    seats = list(chain.from_iterable(plot.seats for plot in plots))
+    chosen = [members[seat.member] for seat in seats]
+    starts = [0, *accumulate(plot.size for plot in plots)]  # of the micro-batches among the step's positions
+    first_N1 = np.cumsum([0, *(sizes[seat.member] for seat in seats)])  # of the trajectories among the step's tokens
+    place_F = np.arange(first_N1[-1]) - np.repeat(first_N1[:-1], np.diff(first_N1))  # of a token in its trajectory
+    cell_F = _cells(plots, starts, seats, place_F, np.diff(first_N1))
+    sources_F = _joined([member.trajectory.sources for member in chosen], np.uint8)
+    tokens_F = _joined([member.trajectory.tokens for member in chosen], np.int64)
+    # Nothing predicts a trajectory's first token.
+    response_T = np.flatnonzero((sources_F != Source.PROMPT) & (place_F > 0))
+    ends_N1 = np.searchsorted(response_T, first_N1)
+    tokens = _token_batch(chosen, response_T, np.diff(ends_N1), tokens_F, sources_F)
+    arrays = _Arrays(
+        ids=_scattered(tokens_F, cell_F, starts[-1], _PADDING),
+        positions=_scattered(place_F, cell_F, starts[-1], 0) if any(plot.spans for plot in plots) else None,
+        predictor_T=cell_F[response_T - 1],
+        places=tuple(member.place for member in chosen),
+        tokens=tokens,
+    )
+    micro_batches: list[MicroBatch] = []
+    last = 0
+    for plot, start in zip(plots, starts, strict=False):
+        first, last = last, last + len(plot.seats)
+        tokens_of = slice(int(ends_N1[first]), int(ends_N1[last]))
+        micro_batches.append(arrays.micro_batch(plot, start, tokens_of, slice(first, last)))
+    return Written(tuple(micro_batches), tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrays:
+    """The arrays of a whole step, of which micro-batches are slices. ids, positions: of every position, [P]."""
+
+    ids: Integers
+    positions: Integers | None
+    predictor_T: Integers
+    places: tuple[Place, ...]
+    tokens: TokenBatch
+
+    def micro_batch(self, plot: _Plot, start: int, tokens: slice, sequences: slice) -> MicroBatch:
+        """The micro-batch whose positions begin at `start`, with these of the step's tokens and trajectories."""
+        area = slice(start, start + plot.size)
+        return MicroBatch(
+            input_ids=_tensor(self.ids[area]).view(len(plot.lengths), plot.width),
+            lengths_B=torch.tensor(plot.lengths, dtype=torch.int64),
+            predictor_T=_tensor(self.predictor_T[tokens] - start),
+            tokens=self.tokens.part(tokens, sequences),
+            places=self.places[sequences],
+            spans=_spans(plot.spans, self.positions[area]) if plot.spans and self.positions is not None else None,
+        )
+
+
+def _plot(piece: Piece | None, sizes: Sequence[int]) -> _Plot:
+    """Where the trajectories of a piece stand. One without any is a single position of padding."""
+    if piece is None:
+        return _Plot((), (1,))
+    if not piece.packed:
+        width = max(row.tokens for row in piece.rows)
+        seats = tuple(_Seat(row.members[0], number * width) for number, row in enumerate(piece.rows))
+        return _Plot(seats, tuple(row.tokens for row in piece.rows))
+    seats: list[_Seat]
+    seats, spans, at = [], [], 0
+    for row in piece.rows:
+        beginning = Span(at, row.shared)
+        spans.append(beginning)
+        at += row.shared
+        for member in row.members:
+            seats.append(_Seat(member, at, beginning.start, row.shared))
+            spans.append(Span(at, max(sizes[member], 1) - row.shared, beginning.start, row.shared))
+            at += spans[-1].length
+    return _Plot(tuple(seats), (at,), tuple(span for span in spans if span.length))
+
+
+def _cells(
+    plots: Sequence[_Plot], starts: Sequence[int], seats: Sequence[_Seat], place_F: Integers, sizes_N: Integers
+) -> Integers:
+    """The position of every token among all those of the step.    [F]"""
+    offset_N = np.repeat(np.array(starts[:-1], dtype=np.int64), [len(plot.seats) for plot in plots])
+    own_N = offset_N + np.array([seat.start - seat.shared for seat in seats], dtype=np.int64)
+    cell_F = place_F + np.repeat(own_N, sizes_N)
+    shared_N = np.array([seat.shared for seat in seats], dtype=np.int64)
+    if shared_N.any():
+        common_N = offset_N + np.array([seat.shared_start for seat in seats], dtype=np.int64)
+        is_shared_F = place_F < np.repeat(shared_N, sizes_N)
+        cell_F = np.where(is_shared_F, place_F + np.repeat(common_N, sizes_N), cell_F)
+    return cell_F
+
+
+def _spans(spans: tuple[Span, ...], positions: Integers) -> Spans:
+    queries = [span.length for span in spans]
+    keys = [span.keys for span in spans]
+    attended: Tensor | None = None
+    if queries != keys:
+        runs = chain.from_iterable(
+            (
+                np.arange(span.prefix_start, span.prefix_start + span.prefix_length),
+                np.arange(span.start, span.start + span.length),
+            )
+            for span in spans
+        )
+        attended = _tensor(np.concatenate(list(runs)))
+    return Spans(
+        spans=spans,
+        position_ids=_tensor(positions)[None],
+        query_ends_K1=torch.tensor([0, *accumulate(queries)], dtype=torch.int32),
+        key_ends_K1=torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
+        keys=attended,
+        longest_query=max(queries),
+        longest_key=max(keys),
+    )
+
+
+def _token_batch(
+    members: Sequence[Credited],
+    response_T: Integers,
+    counts_N: Integers,
+    tokens_F: Integers,
+    sources_F: NDArray[np.uint8],
+) -> TokenBatch:
+    trajectories = [member.trajectory for member in members]
+    advantages_N = np.array([member.advantage for member in members], dtype=np.float64)
+    behaviour_F = _joined([t.behaviour_logprobs for t in trajectories], np.float32)
+    sources_T = sources_F[response_T]
+    expert_T, has_expert_T = _expert_logprobs(trajectories, response_T, sources_T)
+    return TokenBatch(
+        labels_T=_tensor(tokens_F[response_T]),
+        sources_T=_tensor(sources_T),
+        advantages_T=_tensor(np.repeat(advantages_N, counts_N)),
+        behaviour_logprobs_T=_tensor(behaviour_F[response_T].astype(np.float64)),
+        expert_logprobs_T=_tensor(expert_T),
+        has_expert_T=_tensor(has_expert_T),
+        segment_T=_tensor(np.repeat(np.arange(len(members)), counts_N)),
+        rewards_N=torch.tensor([t.reward for t in trajectories], dtype=torch.float64),
+        is_demonstration_N=torch.tensor([t.is_demonstration for t in trajectories], dtype=torch.bool),
+    )
+
+
+def _expert_logprobs(
+    trajectories: Sequence[Trajectory], response_T: Integers, sources_T: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """log π_φ where the expert wrote the token and it is known, else 0; and where it is known.    [T], [T]"""
+    if all(t.expert_logprobs is None for t in trajectories):
+        return np.zeros(len(response_T), dtype=np.float64), np.zeros(len(response_T), dtype=np.bool_)
+    lengths = [len(t.tokens) for t in trajectories]
+    given = [np.zeros(n) if t.expert_logprobs is None else t.expert_logprobs for t, n in zip(trajectories, lengths)]
+    given_F = _joined(given, np.float32)
+    known_F = np.repeat([t.expert_logprobs is not None for t in trajectories], lengths)
+    wrote_T = (sources_T == Source.HINT) | (sources_T == Source.DEMONSTRATION)
+    known_T = wrote_T & known_F[response_T]
+    return np.where(known_T, given_F[response_T], 0.0).astype(np.float64), known_T
+
+
+def _joined(arrays: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype=dtype), *arrays], dtype=dtype, casting="unsafe")
+
+
+def _scattered(values_F: Integers, cell_F: Integers, size: int, otherwise: int) -> Integers:
+    array = np.full(size, otherwise, dtype=np.int64)
+    array[cell_F] = values_F
+    return array
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
