@@ -99,30 +99,32 @@ HEADS: dict[str, tuple[Head, str | None, int]] = {
 
 def measure(head: Head, vocabulary: int, asked: argparse.Namespace) -> dict[str, float]:
     """Seconds on the clock and of the processor, and MiB, of one forward and backward after a small one."""
-    device, dtype = torch.device(asked.device), getattr(torch, asked.dtype)
-    run(head, 16, vocabulary, asked.width, (device, dtype))  # what is loaded, compiled and set up at the first call
-    torch.manual_seed(0)
+    run(head, inputs(16, 512, asked))  # what is loaded, compiled and set up at the first call
+    given = inputs(asked.tokens, vocabulary, asked)
+    device = given[0].device
     settle(device)
     before_mb = peak_mb(device)
-    seconds, busy_s = run(head, asked.tokens, vocabulary, asked.width, (device, dtype))
+    start_s, busy_s = time.perf_counter(), time.process_time()
+    run(head, given)
+    seconds, busy_s = time.perf_counter() - start_s, time.process_time() - busy_s
     return {"seconds": seconds, "busy_s": busy_s, "peak_mb": peak_mb(device) - before_mb}
 
 
-def run(
-    head: Head, tokens: int, vocabulary: int, width: int, kind: tuple[torch.device, torch.dtype]
-) -> tuple[float, float]:
-    """Seconds of a forward and backward: on the clock, of the processor."""
-    device, dtype = kind
-    hidden_TH = torch.randn(tokens, width, device=device).to(dtype).requires_grad_()
-    head_VH = (torch.randn(vocabulary, width, device=device) / width**0.5).to(dtype).requires_grad_()
-    labels_T = torch.randint(vocabulary, (tokens,), device=device)
-    settle(device)
-    start_s, busy_s = time.perf_counter(), time.process_time()
-    logprobs_T, entropy_T = head(hidden_TH, head_VH, labels_T)
+def inputs(tokens: int, vocabulary: int, asked: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, head and labels."""
+    torch.manual_seed(0)
+    device, dtype = torch.device(asked.device), getattr(torch, asked.dtype)
+    hidden_TH = torch.randn(tokens, asked.width, device=device).to(dtype).requires_grad_()
+    head_VH = (torch.randn(vocabulary, asked.width, device=device) / asked.width**0.5).to(dtype).requires_grad_()
+    return hidden_TH, head_VH, torch.randint(vocabulary, (tokens,), device=device)
+
+
+def run(head: Head, given: tuple[Tensor, Tensor, Tensor]) -> None:
+    """A forward and backward, to their end."""
+    logprobs_T, entropy_T = head(*given)
     (logprobs_T.sum() + ENTROPY_WEIGHT * entropy_T.sum()).backward()
-    if device.type == "cuda":
+    if given[0].is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start_s, time.process_time() - busy_s
 
 
 def settle(device: torch.device) -> None:

@@ -68,7 +68,8 @@ def open_trainer(settings: RunFile) -> Trainer:
     if not is_equipped(model):
         layout = replace(layout, shared_prompts=False)
     budget = Budget.of(settings.learner, settings.checkpoints_directory)
-    return Trainer(model, layout, load_reference=load, budget=budget)
+    # On a CPU planning would take its time from the computation; only beside a GPU does it cost nothing.
+    return Trainer(model, layout, load_reference=load, budget=budget, foresight=device.type == "cuda")
 
 
 def open_policy(settings: RunFile, device: torch.device) -> PreTrainedModel:

@@ -34,7 +34,11 @@ class Attention:
         self._next_try_s = 0.0
 
     async def begin(self) -> None:
-        """Count what was ordered before this start as done: a checkpoint exists, or nothing is lost."""
+        """Count what was ordered before this start as done: all that this learner holds is in a checkpoint, or new.
+
+        So does an order that a kill cut off. The step that is told with it is that of the checkpoint which the learner
+        came back from: what was trained after that is not there to be saved, and is trained again.
+        """
         standing = await self._process.patiently("read the orders", self._process.orders.standing)
         self._carried_out = standing.checkpoints
         self._show(paused=standing.pause is not None)

@@ -79,7 +79,7 @@ def changes_on_device(name: str, base: Tensor, new: Tensor) -> Iterator[Patch]:
 def count_changes(base: Tensor, new: Tensor, most: int | None = None) -> int:
     """How many elements differ, of all or of the first `most`: far cheaper than to find out which."""
     old_N, now_N = _integers(base)[:most], _integers(new)[:most]
-    pairs = zip(old_N.split(_AT_A_TIME), now_N.split(_AT_A_TIME), strict=True)
+    pairs = zip(_pieces(old_N), _pieces(now_N), strict=True)
     if new.device.type == "cpu":
         return sum(int(np.count_nonzero(_on_host(old) != _on_host(now))) for old, now in pairs)
     return sum(int((old != now).sum()) for old, now in pairs)
@@ -105,7 +105,7 @@ def apply_on_device(patch: Patch, tensor: Tensor) -> None:
 
 def are_same(first: Tensor, second: Tensor) -> bool:
     """Whether two contiguous tensors hold the same bits; numbers that are not numbers included."""
-    pairs = zip(_integers(first).split(_AT_A_TIME), _integers(second).split(_AT_A_TIME), strict=True)
+    pairs = zip(_pieces(_integers(first)), _pieces(_integers(second)), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 
 
@@ -117,6 +117,11 @@ def _signed(patch: Patch) -> str:
 def _integers(tensor: Tensor) -> Tensor:
     """A contiguous tensor, flat, as integers of its width."""
     return tensor.detach().view(-1).view(_INTEGERS[tensor.element_size()])
+
+
+def _pieces(flat_N: Tensor) -> Iterator[Tensor]:
+    """The parts of a flat tensor that are worked on together."""
+    return (flat_N[start : start + _AT_A_TIME] for start in range(0, flat_N.numel(), _AT_A_TIME))
 
 
 def _tensor(array: Any) -> Tensor:

@@ -124,6 +124,8 @@ class CheckpointStore:
                     return SavedPolicy(found.progress, found.tensors[_POLICY])
                 except (Damaged, KeyError) as error:
                     problems.append(f"{directory.name} is damaged: {error}")
+        if problems and step is None and directories != self._directories():  # removed meanwhile, for newer ones
+            return self.saved_policy()
         if problems:
             raise NoPolicy(f"no checkpoint in {self._directory} can be used ({'; '.join(problems)})")
         if not directories:

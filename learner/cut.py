@@ -1,4 +1,4 @@
-"""The cut of a step: which rows make a micro-batch, and which micro-batches a rank computes. Lengths in, numbers out."""
+"""The cut of a step: which rows make a micro-batch, and which micro-batches a rank computes. About lengths only."""
 
 from __future__ import annotations
 

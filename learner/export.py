@@ -58,9 +58,7 @@ def export(settings: RunFile, target: Path, dtype: torch.dtype, *, step: int | N
 
     The directory appears whole or not at all. TributaryError if it cannot be made; one that holds anything is refused.
     """
-    target = target.expanduser().resolve()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise NotExported(f"{target} exists and is not an empty directory: name another one, or remove it")
+    target = _vacant(target)
     saved = CheckpointStore(settings.checkpoints_directory, settings.checkpoints.keep).saved_policy(step)
     model = load_policy(settings, torch.device("cpu"))
     try:
@@ -81,6 +79,18 @@ def export(settings: RunFile, target: Path, dtype: torch.dtype, *, step: int | N
         f"step {saved.progress.step} (weight version {saved.progress.version}, revision {saved.progress.revision}) is "
         f"in {target}: {size_mb:.1f} MB, {str(dtype).removeprefix('torch.')}"
     )
+
+
+def _vacant(target: Path) -> Path:
+    """The directory to make, in full. NotExported if it holds anything, or if that cannot be found out."""
+    try:
+        place = target.expanduser().resolve()
+        taken = place.exists() and not (place.is_dir() and not any(place.iterdir()))
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, ~ of nobody
+        raise NotExported(f"{target} cannot be looked at ({error}): name another directory, or correct it") from error
+    if taken:
+        raise NotExported(f"{place} exists and is not an empty directory: name another one, or remove it")
+    return place
 
 
 def _fill(directory: Path, model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path) -> None:

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -78,6 +79,7 @@ class Intake:
         self._acceptance = acceptance
         self._ready: deque[Arrival] = deque()
         self._arrived = asyncio.Event()
+        self._came = asyncio.Event()
         self._taken = asyncio.Event()
         self._last = "0"
         self._may_hold_unseen = True
@@ -117,6 +119,13 @@ class Intake:
         """Wait until a group is ready."""
         await self._arrived.wait()
 
+    async def foremost(self, count: int) -> list[Group]:
+        """The groups that will be taken next, once there are so many; they stay where they are."""
+        while len(self._ready) < count:
+            self._came.clear()
+            await self._came.wait()
+        return [arrival.group for arrival in islice(self._ready, count)]
+
     def put_back(self, arrivals: Sequence[Arrival]) -> None:
         """Return groups that were taken last, to be taken first."""
         self._ready.extendleft(reversed(arrivals))
@@ -147,6 +156,7 @@ class Intake:
             return
         self._ready.append(Arrival(entry.entry_id, group, len(entry.payload)))
         self._arrived.set()
+        self._came.set()
 
 
 async def quarantine(process: Process, entry: Entry, reason: str, group_id: str = "") -> None:

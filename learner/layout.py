@@ -1,4 +1,4 @@
-"""The layout of a step: how much fits one forward, how trajectories lie in it, and which share of it a rank computes."""
+"""The layout of a step: how much fits one forward, how trajectories lie in it, and what one of several ranks does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Layout:
 
     @staticmethod
     def of(settings: LearnerSettings, device: torch.device) -> Layout:
-        """What the run file asks for; whether the model can be computed so is found out by `learner.attending`."""
+        """What the run file asks for; `learner.suiting` finds out whether the model can be computed so."""
         # Without a kernel for sequences of any length packing costs a call for each of them: padding is cheaper then.
         packed = settings.layout == "packed" or (settings.layout == "auto" and device.type == "cuda")
         return Layout(settings.micro_batch_tokens, packed, settings.shared_prompts)

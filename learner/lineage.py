@@ -2,7 +2,9 @@
 
 A learner that was killed goes back to its checkpoint and publishes under higher numbers, so the difference of two
 version numbers does not tell a group's age any more. Its step does: staleness is the number of publications that this
-learner's own history holds after the step of the version. A resumed run counts exactly as the uninterrupted one would.
+learner's own history holds after the step of the version. A resumed run counts exactly as the uninterrupted one would,
+unless publish_min_interval_s is set: then the clock decides, in each life anew, after which steps there is a version.
+Even so the weights are the same to the bit as long as no group is dropped as stale.
 """
 
 from __future__ import annotations

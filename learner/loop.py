@@ -24,6 +24,7 @@ from learner.archive import Archive
 from learner.attention import Attention
 from learner.canary import canary_tokens
 from learner.compute import ComputeThread
+from learner.foresight import foreseeing
 from learner.gathering import Batch, Gathering
 from learner.inspection import Inspected, Inspection
 from learner.intake import Intake, quarantine
@@ -153,9 +154,10 @@ class Learner:
         material = Material.of(batch.groups, self._standing.lineage)
         version, keep = self._standing.version, await self._inspection.is_due()
         try:
-            outcome = await self._compute.run(
-                lambda: self._trainer.step(live, batch.groups, self._compute.heed, keep_evidence=keep)
-            )
+            async with foreseeing(self._intake, live, self._trainer.foresee):
+                outcome = await self._compute.run(
+                    lambda: self._trainer.step(live, batch.groups, self._compute.heed, keep_evidence=keep)
+                )
         except Abandoned as reason:
             log.warning(str(reason), extra={"step": self._standing.step + 1})
             return

@@ -83,7 +83,7 @@ class Budget:
 
     def lower(self, at: Extent) -> None:
         """Halve the budget until a micro-batch of this extent is cut smaller. OutOfMemory if it cannot be."""
-        if at.trajectories < 2:
+        if at.trajectories < 2 or self.tokens == 1:
             raise OutOfMemory(
                 f"memory does not suffice for one trajectory of {at.tokens} tokens alone: set "
                 "learner.activation_checkpointing = true, share the model among more GPUs (learner.processes), or "

@@ -21,6 +21,7 @@ from learner import schedules
 from learner.algorithms import build
 from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
 from learner.evidence import Evidence
+from learner.foresight import Foresight
 from learner.layout import Layout
 from learner.memory import Budget, Extent, OutOfMemory, is_shortage
 from learner.model import named_weights, take_weights
@@ -33,7 +34,7 @@ from learner.reference import LoadModel, Reference
 from learner.rehearsal import RehearsalBuffer
 from learner.terms import Algorithm, Rehearsal, surveyed
 from learner.timing import Stage, stopwatch
-from learner.transfer import arriving
+from learner.transfer import Transfer
 
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
 Heed = Callable[[], None]
@@ -57,7 +58,8 @@ class Trainer:
 
     updates: optimiser updates so far, which warm-up and schedule count; rehearsals have an optimiser of their own and a
     rate that stays. layout: of its forwards. load_reference: how to get the model the run began with; needed by an
-    algorithm with a KL term. budget: how large a micro-batch may be; halved where memory runs out.
+    algorithm with a KL term. budget: how large a micro-batch may be; halved where memory runs out. foresight: whether
+    `foresee` does anything.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Trainer:
         *,
         load_reference: LoadModel | None = None,
         budget: Budget | None = None,
+        foresight: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = model
@@ -76,8 +79,9 @@ class Trainer:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._parameters = [p for _, p in named]
         self.device = self._parameters[0].device
-        self._watch = stopwatch(self.device, clock)
+        self._watch, self._transfer = stopwatch(self.device, clock), Transfer(self.device)
         self._at_work = Extent(0, 0)
+        self._foresight = Foresight(self.device) if foresight else None
         self._optimizer, self._rehearsal_optimizer = Optimizer(named), Optimizer(named)
         self._reference = Reference(load_reference, self.device)
         self._buffer = RehearsalBuffer()
@@ -116,6 +120,11 @@ class Trainer:
             except Abandoned:  # the step itself stands
                 self._zero_gradients()
         return replace(outcome, rehearsal=Rehearsed(self.waiting, rehearsals))
+
+    def foresee(self, live: LiveConfig, groups: Sequence[Group]) -> None:
+        """Plan the step on `groups` ahead, beside what is computed now; any other step can still come next."""
+        if self._foresight is not None:
+            self._foresight.begin(live, groups, self.layout)
 
     def tensors(self) -> TensorFiles:
         """The whole state as named tensors, by file: weights, optimiser moments, random generators, rehearsals."""
@@ -166,8 +175,8 @@ class Trainer:
 
     def _attempt(self, course: _Course, groups: Sequence[Group], heed: Heed) -> StepOutcome:
         self._watch.start()
-        plan = plan_step(course.algorithm, groups, self.layout)
-        self._at_work = Extent(2, self.budget.tokens)
+        self._at_work = Extent(len(groups), self.budget.tokens)
+        plan = self._plan(course, groups)
         self._watch.lap(Stage.PACK)
         self._zero_gradients()
         sums, outputs = self._accumulate(course, plan, heed)
@@ -191,6 +200,12 @@ class Trainer:
             times=self._watch.read(),
             evidence=Evidence(plan, tuple(outputs)) if course.keeps_evidence else None,
         )
+
+    def _plan(self, course: _Course, groups: Sequence[Group]) -> StepPlan:
+        foreseen = None
+        if self._foresight is not None and course.optimizer is self._optimizer:  # rehearsals are not foreseen
+            foreseen = self._foresight.recall(course.live, groups, self.layout)
+        return foreseen or plan_step(course.algorithm, groups, self.layout)
 
     def _accumulate(self, course: _Course, plan: StepPlan, heed: Heed) -> tuple[StepSums, list[PolicyOutputs]]:
         """The gradient of the whole step, added up over its micro-batches; their outputs if they are to be kept.
@@ -226,7 +241,7 @@ class Trainer:
 
     def _at_hand(self, plan: StepPlan, heed: Heed) -> Iterator[MicroBatch]:
         """The micro-batches on the device, in order; heed is called before each."""
-        for here in arriving(plan.micro_batches, self.device):
+        for here in self._transfer.arriving(plan.micro_batches):
             heed()
             self._at_work = Extent(len(here.places), here.input_ids.numel())
             self._watch.lap(Stage.TRANSFER)
@@ -235,7 +250,7 @@ class Trainer:
     def _update(self, course: _Course, norm: Tensor) -> None:
         """The optimiser's update. OutOfMemory if its moments do not fit; the weights are as they were then."""
         try:
-            course.optimizer.prepare()
+            course.optimizer.update(course.live.optimizer, course.rate, norm)
         except (RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
@@ -243,7 +258,6 @@ class Trainer:
                 "memory does not suffice for the optimiser's two moments beside weights and gradients (16 bytes a "
                 "parameter): share the model among more GPUs (learner.processes), or choose a smaller one"
             ) from error
-        course.optimizer.update(course.live.optimizer, course.rate, norm)
 
     def _make_room(self) -> None:
         """Drop the gradients and all that a broken forward left behind."""

@@ -1,6 +1,6 @@
 """The weight server: the learner's weight directory by HTTP, for generators that share no disk with it.
 
-    GET /  {"versions": [...]}     GET, HEAD /v000012/model.delta   (ranges: one `bytes=first-last`)
+    GET /  {"versions": [...]}     GET, HEAD /v000012/model.delta   (one range of bytes, or all)
 
 Every call needs `Authorization: Bearer <token>` if the server was given a token. Nothing but files of versions can be
 read.
@@ -27,7 +27,7 @@ from common.weights import is_file_name, version_at
 _BLOCK = 1 << 20
 _TIMEOUT_S = 30.0
 _WAITING = 128
-_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 log = logging.getLogger(__name__)
 
@@ -113,16 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, file: BinaryIO, *, with_body: bool) -> None:
         """Send a file, or the range of it that was asked for."""
         size = file.seek(0, 2)
-        first, end = 0, size
-        asked = self.headers.get("Range")
-        if asked is not None:
-            found = _RANGE.fullmatch(asked)
-            if found is None or not int(found[1]) <= int(found[2]) < size:
-                self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
-                return
-            first, end = int(found[1]), int(found[2]) + 1
-        self.send_response(200 if asked is None else 206)
-        if asked is not None:
+        asked = _range(self.headers.get("Range", ""), size)
+        first, end = asked or (0, size)
+        if not first < end and asked:
+            self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
+            return
+        self.send_response(206 if asked else 200)
+        if asked:
             self.send_header("Content-Range", f"bytes {first}-{end - 1}/{size}")
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Type", "application/octet-stream")
@@ -144,6 +141,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name for it
         """Fetches are told by the generators that make them."""
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """First byte and end of the range that is asked for, as far as it is there; None if it is none of ours (RFC 9110:
+    then all of the file is the answer).
+    """
+    found = _RANGE.fullmatch(header)
+    if found is None or header == "bytes=-":
+        return None
+    first, last = found.groups()
+    if not first:
+        return max(0, size - int(last)), size
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(size, int(last) + 1) if last else size
 
 
 def _is_allowed(header: str | None, token: str) -> bool:

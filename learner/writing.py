@@ -72,7 +72,7 @@ def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Writ
     chosen = [members[seat.member] for seat in seats]
     starts = [0, *accumulate(plot.size for plot in plots)]  # of the micro-batches among the step's positions
     first_N1 = np.cumsum([0, *(sizes[seat.member] for seat in seats)])  # of the trajectories among the step's tokens
-    place_F = np.arange(first_N1[-1]) - np.repeat(first_N1[:-1], np.diff(first_N1))  # of a token in its trajectory
+    place_F: Integers = np.arange(first_N1[-1]) - np.repeat(first_N1[:-1], np.diff(first_N1))  # of a token in its trajectory
     cell_F = _cells(plots, starts, seats, place_F, np.diff(first_N1))
     sources_F = _joined([member.trajectory.sources for member in chosen], np.uint8)
     tokens_F = _joined([member.trajectory.tokens for member in chosen], np.int64)
@@ -115,7 +115,7 @@ class _Arrays:
             predictor_T=_tensor(self.predictor_T[tokens] - start),
             tokens=self.tokens.part(tokens, sequences),
             places=self.places[sequences],
-            spans=_spans(plot.spans, self.positions[area]) if plot.spans and self.positions is not None else None,
+            spans=spans_of(plot.spans, self.positions[area]) if plot.spans and self.positions is not None else None,
         )
 
 
@@ -127,17 +127,18 @@ def _plot(piece: Piece | None, sizes: Sequence[int]) -> _Plot:
         width = max(row.tokens for row in piece.rows)
         seats = tuple(_Seat(row.members[0], number * width) for number, row in enumerate(piece.rows))
         return _Plot(seats, tuple(row.tokens for row in piece.rows))
-    seats: list[_Seat]
-    seats, spans, at = [], [], 0
+    placed: list[_Seat] = []
+    spans: list[Span] = []
+    at = 0
     for row in piece.rows:
         beginning = Span(at, row.shared)
         spans.append(beginning)
         at += row.shared
         for member in row.members:
-            seats.append(_Seat(member, at, beginning.start, row.shared))
+            placed.append(_Seat(member, at, beginning.start, row.shared))
             spans.append(Span(at, max(sizes[member], 1) - row.shared, beginning.start, row.shared))
             at += spans[-1].length
-    return _Plot(tuple(seats), (at,), tuple(span for span in spans if span.length))
+    return _Plot(tuple(placed), (at,), tuple(span for span in spans if span.length))
 
 
 def _cells(
@@ -155,7 +156,8 @@ def _cells(
     return cell_F
 
 
-def _spans(spans: tuple[Span, ...], positions: Integers) -> Spans:
+def spans_of(spans: tuple[Span, ...], positions: Integers) -> Spans:
+    """Spans that together are a row, in order, with each token's place in its own trajectory."""
     queries = [span.length for span in spans]
     keys = [span.keys for span in spans]
     attended: Tensor | None = None
@@ -211,7 +213,10 @@ def _expert_logprobs(
     if all(t.expert_logprobs is None for t in trajectories):
         return np.zeros(len(response_T), dtype=np.float64), np.zeros(len(response_T), dtype=np.bool_)
     lengths = [len(t.tokens) for t in trajectories]
-    given = [np.zeros(n) if t.expert_logprobs is None else t.expert_logprobs for t, n in zip(trajectories, lengths)]
+    given = [
+        np.zeros(n) if t.expert_logprobs is None else t.expert_logprobs
+        for t, n in zip(trajectories, lengths, strict=True)
+    ]
     given_F = _joined(given, np.float32)
     known_F = np.repeat([t.expert_logprobs is not None for t in trajectories], lengths)
     wrote_T = (sources_T == Source.HINT) | (sources_T == Source.DEMONSTRATION)

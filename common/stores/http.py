@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from common.durable import NotWritten
@@ -20,7 +21,7 @@ _LONGEST_LIST = 1 << 20
 class _Steadfast(urllib.request.HTTPRedirectHandler):
     """Follows nobody elsewhere: the token is for one address."""
 
-    def redirect_request(self, *_: object) -> None:
+    def redirect_request(self, *_: Any, **__: Any) -> None:
         """No other request: the answer counts as the error that it is."""
 
 

@@ -204,9 +204,17 @@ class Rig:
     async def events(self, kind: EventKind) -> list[dict[str, Any]]:
         return [event.data for event in await self.process.events.read(count=10_000) if event.kind is kind]
 
-    async def steps(self, count: int) -> list[dict[str, Any]]:
-        """The STEP events, once there are `count`."""
-        return await self._at_least(count, EventKind.STEP)
+    async def steps(self, count: int, *, by: LearnerProcess | None = None) -> list[dict[str, Any]]:
+        """The STEP events, once there are `count`. by: a process that makes them; it may take its time to start."""
+        found: list[dict[str, Any]] = []
+
+        async def enough() -> bool:
+            found[:] = await self.events(EventKind.STEP)
+            assert by is None or by.popen.poll() is None, f"the learner ended: {by.log.read_text()[-2000:]}"
+            return len(found) >= count
+
+        await self.until(enough, limit_s=30.0 if by is None else 150.0)
+        return found
 
     async def published(self, version: int) -> list[dict[str, Any]]:
         """The PUBLICATION events, once one is of `version` or a later one."""
@@ -215,16 +223,6 @@ class Rig:
         async def enough() -> bool:
             found[:] = await self.events(EventKind.PUBLICATION)
             return any(told["version"] >= version for told in found)
-
-        await self.until(enough)
-        return found
-
-    async def _at_least(self, count: int, kind: EventKind) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-
-        async def enough() -> bool:
-            found[:] = await self.events(kind)
-            return len(found) >= count
 
         await self.until(enough)
         return found
@@ -282,7 +280,9 @@ class Nursery:
             )
 
     def start(self, stage: str = "") -> int:
-        """A learner's process id. stage: where it kills itself while it publishes, see publication_deaths.py."""
+        """A learner's process id. stage: where it kills itself, see publication_deaths.py and checkpoint_deaths.py;
+        with the latter's, a number after a colon says the how manieth time that it is reached is the last.
+        """
         assert self._mother.stdin is not None
         self._mother.stdin.write(f"{stage}\n".encode())
         self._mother.stdin.flush()
@@ -305,7 +305,13 @@ _MOTHER = """
 import os, sys
 from common.process import run
 from learner.__main__ import main
-from tests.contract.publication_deaths import arm
+from tests.contract import checkpoint_deaths, publication_deaths
+def arm(stage):
+    name, _, times = stage.partition(":")
+    if name in checkpoint_deaths.STAGES:
+        checkpoint_deaths.arm(name, int(times or 1))
+    else:
+        publication_deaths.arm(name)
 for stage in sys.stdin:
     child = os.fork()
     if child == 0:

@@ -140,6 +140,43 @@ def test_a_disk_that_does_not_take_it_leaves_nothing(tmp_path: Path, capsys: pyt
     assert "cannot write" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["too long", "circle", "nobody", "unreadable", "read-only"])
+def test_a_directory_that_cannot_be_looked_at_or_made_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    run_file = trained_run(tmp_path / "home")
+    target = tmp_path / "closed" / "out"
+    match kind:
+        case "too long":
+            target = tmp_path / ("x" * 300)
+        case "circle":
+            (tmp_path / "circle").symlink_to(tmp_path / "circle")
+            target = tmp_path / "circle" / "out"
+        case "nobody":
+            target = Path("~nobody-of-this-name/out")
+        case "unreadable":  # said by hand, as nothing is closed to root
+            deny(monkeypatch, "exists", target)
+        case _:
+            deny(monkeypatch, "mkdir", target.with_name(".out.unfinished"))
+    assert main([str(run_file), "--to", str(target)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("export: ")
+    assert str(target) in said
+    assert said.count("\n") == 1
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, method: str, place: Path) -> None:
+    """Have the system refuse this of one path."""
+    real = getattr(Path, method)
+
+    def refusing(path: Path, *args: Any, **options: Any) -> Any:
+        if path == place:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, method, refusing)
+
+
 def test_the_tokenizer_of_a_hub_name_comes_from_the_cache(tmp_path: Path) -> None:
     run_file = trained_run(tmp_path / "home")
     repository = tmp_path / "hub" / "models--some--model"

@@ -139,13 +139,13 @@ async def test_kill_9_in_the_middle_of_rehearsals_ends_with_the_same_bits(
     await rig.emit(groups(range(12)))
     learner = LearnerProcess(rig.run_file, redis_server.url)
     try:
-        await rig.steps(6)
+        await rig.steps(6, by=learner)
     finally:
         learner.kill()
     await rig.emit(groups(range(12, 2 * STEPS)))
     learner = LearnerProcess(rig.run_file, redis_server.url)
     try:
-        assert await asyncio.to_thread(learner.popen.wait, 60) == 0
+        assert await asyncio.to_thread(learner.popen.wait, 120) == 0
     finally:
         learner.kill()
     resumed = saved_tensors(checkpoint_of(tmp_path / "run", STEPS))

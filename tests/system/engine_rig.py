@@ -21,7 +21,7 @@ from services.generator.weight_update import WeightUpdate
 # Importing vLLM imports parts of torch that torch deprecates.
 ENGINE_MARKS = [
     pytest.mark.engine,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),  # a machine may be busy with something else
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 VOCABULARY = 64
@@ -56,6 +56,7 @@ class PublishedLlama:
         self._model.save_pretrained(directory)
         self.versions.mkdir()
         self._base = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self._loaded: int | None = None
         if tied:
             del self._base["lm_head.weight"]
         _save_tokenizer(directory)
@@ -82,13 +83,23 @@ class PublishedLlama:
 
     def logprobs(self, version: int, tokens: list[int], temperature: float = 1.0) -> np.ndarray:
         """A full fp32 forward: log π(tokens[t] | tokens[:t]) for t in [1, T)."""
-        return self.logprobs_with(self.weights(version), tokens, temperature)
+        if self._loaded != version:
+            self._load(self.weights(version))
+            self._loaded = version
+        return self._forward(tokens, temperature)
 
     def logprobs_with(
         self, weights: dict[str, torch.Tensor], tokens: list[int], temperature: float = 1.0
     ) -> np.ndarray:
         """The same under any weights."""
+        self._load(weights)
+        return self._forward(tokens, temperature)
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> None:
         self._model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+        self._loaded = None
+
+    def _forward(self, tokens: list[int], temperature: float) -> np.ndarray:
         with torch.no_grad():
             logits_TV = self._model(torch.tensor([tokens])).logits[0, :-1] / temperature
         return logits_TV.log_softmax(-1).gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0].numpy()
@@ -111,7 +122,7 @@ class LoopThread:
         self._thread = Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, _Result], timeout_s: float = 120.0) -> _Result:
+    def run(self, coroutine: Coroutine[Any, Any, _Result], timeout_s: float = 240.0) -> _Result:
         """Run a coroutine there and return what it returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 

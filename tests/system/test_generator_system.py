@@ -33,7 +33,9 @@ from common.weights import Canary
 from examples.addition import task
 from learner.canary import Singer, canary_tokens
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1500)]
+START_S, LIMIT_S = 600.0, 300.0
+"""Far more than is needed: the machine may be busy with something else."""
 BASE = ROOT / "examples" / "addition" / "base"
 RUN = f"""
 [run]
@@ -105,7 +107,7 @@ async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_sto
     bench: GeneratorBench, spawn: Callable[[str], subprocess.Popen[bytes]]
 ) -> None:
     first, second = spawn("generator-1"), spawn("generator-2")
-    await until(lambda: _states(bench, "running"), 240)
+    await until(lambda: _states(bench, "running"), START_S)
     await _a_kill_in_the_middle_loses_nothing(bench, first)
     await _new_weights_are_served(bench)
     await _what_is_added_is_graded(bench)
@@ -117,12 +119,12 @@ async def test_a_killed_generator_loses_nothing_new_weights_are_served_and_a_sto
 async def _a_kill_in_the_middle_loses_nothing(bench: GeneratorBench, victim: subprocess.Popen[bytes]) -> None:
     requests = additions(80)
     await bench.issue(*requests)
-    await until(lambda: _busy(bench, "generator-1"), 60)
+    await until(lambda: _busy(bench, "generator-1"), LIMIT_S)
     family = psutil.Process(victim.pid).children(recursive=True)
     victim.kill()
     victim.wait()
     assert await _busy(bench, "generator-1"), "it was killed in the middle of requests"
-    await until(lambda: _answered(bench, 80), 120)
+    await until(lambda: _answered(bench, 80), LIMIT_S)
     groups = await bench.groups()
     assert sorted(group.group_id for group in groups) == sorted(made.request_id for made in requests)
     assert len(await bench.outcomes()) == 80
@@ -136,9 +138,9 @@ async def _a_kill_in_the_middle_loses_nothing(bench: GeneratorBench, victim: sub
 async def _new_weights_are_served(bench: GeneratorBench) -> None:
     tensors = load_file(BASE / "model.safetensors")
     await bench.weights.announce(bench.publications.anchor(1, tensors, canary_of(tensors)))
-    await until(lambda: _applied(bench, 1), 60)
+    await until(lambda: _applied(bench, 1), LIMIT_S)
     await bench.issue(*additions(32, purpose=Purpose.EVALUATE, plan=GroupPlan(plain=1), score_demonstration=True))
-    await until(lambda: _outcomes(bench, 112), 120)
+    await until(lambda: _outcomes(bench, 112), LIMIT_S)
     evaluated = [outcome for outcome in await bench.outcomes() if outcome.purpose is Purpose.EVALUATE]
     assert {outcome.version for outcome in evaluated} == {1}
     assert np.mean([outcome.rewards[0] for outcome in evaluated]) >= 0.85, "the base model masters easy problems"
@@ -149,7 +151,7 @@ async def _what_is_added_is_graded(bench: GeneratorBench) -> None:
     right, wrong = additions(2, purpose=Purpose.GRADE, plan=GroupPlan(plain=0, demonstrations=1))
     groups = len(await bench.groups())
     await bench.issue(replace(right, request_id="right"), replace(wrong, request_id="wrong", answer="no number"))
-    await until(lambda: _outcomes(bench, 114), 60)
+    await until(lambda: _outcomes(bench, 114), LIMIT_S)
     graded = {o.request_id: o.rewards for o in await bench.outcomes() if o.purpose is Purpose.GRADE}
     assert graded == {"right": (1.0,), "wrong": (0.0,)}
     assert len(await bench.groups()) == groups
@@ -158,23 +160,23 @@ async def _what_is_added_is_graded(bench: GeneratorBench) -> None:
 async def _a_drained_generator_finishes_and_waits(bench: GeneratorBench, name: str) -> None:
     before, orders = len(await bench.groups()), Orders(bench.redis, bench.keys)
     await bench.issue(*additions(80))
-    await until(lambda: _busy(bench, name), 60)
+    await until(lambda: _busy(bench, name), LIMIT_S)
     await orders.drain(name, "test", at_s=0.0)
-    await until(lambda: _drained(bench, name), 60)
+    await until(lambda: _drained(bench, name), LIMIT_S)
     answered = len(await bench.groups()) - before
     assert 0 < answered < 80, "it finished what it held, and no more"
     await asyncio.sleep(1.0)
     assert len(await bench.groups()) == before + answered
     assert await bench.delivery.requests.length() == 80 - answered
     await orders.admit(name)
-    await until(lambda: _answered(bench, before + 80), 120)
+    await until(lambda: _answered(bench, before + 80), LIMIT_S)
 
 
 async def _wrong_weights_are_not(bench: GeneratorBench) -> None:
     base = load_file(BASE / "model.safetensors")
     trained = moved(base, seed=2)
     await bench.weights.announce(bench.publications.delta(2, 1, (base, trained), canary_of(moved(base, seed=3))))
-    await until(lambda: _in_trouble(bench), 60)
+    await until(lambda: _in_trouble(bench), LIMIT_S)
     trouble = (await bench.heartbeat("generator-2"))["trouble"]
     assert re.search(
         r"the canary refutes version 2: .* by up to [\d.]+ and by [\d.]+ in the mean; up to 0.001", trouble
@@ -184,9 +186,9 @@ async def _wrong_weights_are_not(bench: GeneratorBench) -> None:
     await asyncio.sleep(1.0)
     assert len(await bench.groups()) == before, "nothing is given out under weights that are refuted"
     await bench.weights.announce(bench.publications.delta(3, 2, (trained, base), canary_of(base)))
-    await until(lambda: _applied(bench, 3), 60)
+    await until(lambda: _applied(bench, 3), LIMIT_S)
     assert (await bench.events(EventKind.UPDATE))[-1].data["canary"] < 1e-4
-    await until(lambda: _answered(bench, before + 8), 60)
+    await until(lambda: _answered(bench, before + 8), LIMIT_S)
     again = [group for group in await bench.groups() if group.prompt_id == "again"]
     assert {group.oldest_version for group in again} == {3}
 
@@ -210,12 +212,12 @@ def canary_of(tensors: Tensors) -> Canary:
 async def _a_stop_in_the_middle_leaves_no_orphan(bench: GeneratorBench, stopped: subprocess.Popen[bytes]) -> None:
     before = len(await bench.groups())
     await bench.issue(*additions(40))
-    await until(lambda: _busy(bench, "generator-2"), 60)
+    await until(lambda: _busy(bench, "generator-2"), LIMIT_S)
     family = psutil.Process(stopped.pid).children(recursive=True)
     began_s = time.monotonic()
     stopped.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(stopped.wait, 20) == 0
-    assert time.monotonic() - began_s < 8
+    assert await asyncio.to_thread(stopped.wait, 60) == 0
+    assert time.monotonic() - began_s < 20
     _, alive = psutil.wait_procs(family, timeout=2)
     assert alive == []
     answered = len(await bench.groups()) - before

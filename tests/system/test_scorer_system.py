@@ -20,8 +20,10 @@ from common.expert_scores import ExpertScores, score_key
 from common.trajectory import ScoreTask
 from tests.system.engine_rig import EOS, VOCABULARY, PublishedLlama
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1200)]
 TOLERANCE = 1e-4
+LIMIT_S = 300.0
+"""Far more than is needed: the machine may be busy with something else."""
 RUN = """
 [run]
 name = "test"
@@ -73,10 +75,10 @@ async def test_scores_equal_a_forward_and_survive_a_kill(
     model = PublishedLlama(bench.directory / "llama", tied=False)
     scores = ExpertScores(bench.redis, bench.keys)
     victim = spawn()
-    await until(scores.identity, 120)
+    await until(scores.identity, LIMIT_S)
     tasks = _tasks(await scores.identity(), 400)
     await scores.ask(tasks)
-    await until(lambda: _are_known(scores, tasks, 8), 120)
+    await until(lambda: _are_known(scores, tasks, 8), LIMIT_S)
     family = psutil.Process(victim.pid).children(recursive=True)
     victim.kill()
     victim.wait()
@@ -86,7 +88,7 @@ async def test_scores_equal_a_forward_and_survive_a_kill(
     assert 8 <= len(kept) < 400, "it was killed in the middle"
 
     second = spawn()
-    await until(lambda: _are_known(scores, tasks, 400), 120)
+    await until(lambda: _are_known(scores, tasks, 400), LIMIT_S)
     assert await scores.tasks.length() == 0
     known = await scores.known([task.key for task in tasks])
     for task in tasks[:20]:
@@ -104,7 +106,7 @@ async def _require_the_longest_and_refuse_the_too_long(scores: ExpertScores, mod
     longest, too_long = (_task(identity, np.full(8, 9, np.int32), np.full(n, 11, np.int32)) for n in (120, 121))
     foreign = _task(identity, np.full(8, 9, np.int32), np.array([11, VOCABULARY], np.int32))
     await scores.ask([longest, too_long, foreign])
-    await until(lambda: _are_known(scores, [longest, too_long, foreign], 3), 60)
+    await until(lambda: _are_known(scores, [longest, too_long, foreign], 3), LIMIT_S)
     known = await scores.known([longest.key, too_long.key, foreign.key])
     _require_forward(model, longest, known[longest.key].logprobs)
     assert known[too_long.key].reason == "it has 129 tokens with its prompt, and the expert scores up to 128"

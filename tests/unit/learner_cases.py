@@ -45,6 +45,7 @@ from common.config.base import (
 )
 from common.trajectory import Finish, Group, Source, Trajectory
 from learner.algorithms import build
+from learner.attending import NAME
 from learner.batch import MicroBatch, PolicyOutputs
 from learner.layout import Layout
 from learner.objective import StepSums, empty_sums, loss
@@ -192,6 +193,7 @@ class BigramPolicy(nn.Module):
         self.embedding = parameter(VOCABULARY, 3)
         self.weight = parameter(VOCABULARY, 3)
         self.bias = parameter(VOCABULARY) if bias else None
+        self.config = SimpleNamespace(_attn_implementation=NAME)  # what a token sees makes no difference to it
 
     def base_model(self, *, input_ids: Tensor, use_cache: bool, **_: Any) -> Any:
         """Hidden states.    [B, S] -> [B, S, 3]"""

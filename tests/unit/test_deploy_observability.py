@@ -171,6 +171,9 @@ def test_the_dashboard_is_whole() -> None:
         *("tributary_rehearsal_buffer", "tributary_generated_tokens_total", "tributary_trained_tokens_total"),
         *("tributary_publication_bytes_total", "tributary_weight_pause_seconds_bucket", "tributary_credit_groups"),
         *("tributary_stream_messages", "tributary_quarantined_total", "tributary_redis_memory_used_bytes"),
+        *("tributary_canary_difference", "tributary_canary_failures_total", "tributary_weight_fetched_bytes_total"),
+        *("tributary_weight_reseeds_total", "tributary_publication_seconds_sum", "tributary_publication_changed_ratio"),
+        *("tributary_publications_coalesced_total", "tributary_publication_anchors_total"),
     ],
 )
 def test_what_an_operator_has_to_see_has_a_panel(words: str) -> None:

