@@ -173,7 +173,11 @@ def compare(vocabulary: int, heads: list[str], asked: argparse.Namespace) -> Non
     found: dict[str, list[dict[str, float]]] = {name: [] for name in fitting}
     for _ in range(asked.rounds):
         for name in fitting:
-            found[name].append(in_process(name, vocabulary, asked))
+            row = in_process(name, vocabulary, asked)
+            print(
+                f"  {name}: {row['peak_mb']:,.0f} MiB, {row['seconds']:.2f} s, busy {row['busy_s']:.2f} s", flush=True
+            )
+            found[name].append(row)
     middle = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()
     }

@@ -71,12 +71,16 @@ def compare(sides: Sequence[str], asked: argparse.Namespace, work: Work) -> None
         f"trained, longest {work.longest}, {asked.micro_batch_tokens} tokens a forward, layout {asked.layout}, head "
         f"{asked.head}" + (", activation checkpointing" if asked.activation_checkpointing else "")
     )
-    print(f"{'side':9}{'tokens/s':>10}{'seconds':>9}{'busy s':>9}{'peak MiB':>10}{'MFU':>7}")
     rounds = {side: list[dict[str, float]]() for side in sides}
     for _ in range(asked.rounds):
         for side in sides:
-            rounds[side].append(in_process(side))
+            row = in_process(side)
+            print(
+                f"  {side}: {row['seconds']:.2f} s, busy {row['busy_s']:.2f} s, {row['peak_mb']:,.0f} MiB", flush=True
+            )
+            rounds[side].append(row)
     middle = {s: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for s, rows in rounds.items()}
+    print(f"{'side':9}{'tokens/s':>10}{'seconds':>9}{'busy s':>9}{'peak MiB':>10}{'MFU':>7}")
     for side, row in middle.items():
         mfu = "n/a" if peak is None else f"{step_flops(asked.size, groups) / row['seconds'] / peak:.1%}"
         print(

@@ -117,14 +117,7 @@ class LearnerMetrics:
         self.groups = Counter("tributary_groups_trained_total", "Groups trained on", registry=registry)
         self.stale = Counter("tributary_groups_stale_total", "Groups dropped as too stale", registry=registry)
         self.repeated = Counter("tributary_groups_repeated_total", "Groups dropped as seen before", registry=registry)
-        self.wait = Counter("tributary_learner_wait_seconds_total", "Time spent waiting for groups", registry=registry)
-        self.waiting = Gauge("tributary_learner_waiting", "1 while the learner waits for groups", registry=registry)
-        self.step_seconds = Histogram("tributary_step_seconds", "Time per step", buckets=_SECONDS, registry=registry)
-        self.stage_seconds = Counter(
-            "tributary_learner_stage_seconds_total", "Time of steps by stage", ["stage"], registry=registry
-        )
-        for stage in _STEP_STAGES:
-            self.stage_seconds.labels(stage)
+        self._time(registry)
         self.reward = Gauge("tributary_reward_mean", "Mean reward of sampled trajectories", registry=registry)
         self.entropy = Gauge("tributary_entropy", "Mean entropy on sampled tokens", registry=registry)
         self.staleness = Gauge("tributary_staleness_mean", "Mean staleness of a step's groups", registry=registry)
@@ -173,6 +166,17 @@ class LearnerMetrics:
         for result in _ATTEMPTED:
             self.candidates.labels(result)
             self.examined.labels(result)
+
+    def _time(self, registry: CollectorRegistry) -> None:
+        """Where the learner's time goes."""
+        self.wait = Counter("tributary_learner_wait_seconds_total", "Time spent waiting for groups", registry=registry)
+        self.waiting = Gauge("tributary_learner_waiting", "1 while the learner waits for groups", registry=registry)
+        self.step_seconds = Histogram("tributary_step_seconds", "Time per step", buckets=_SECONDS, registry=registry)
+        self.stage_seconds = Counter(
+            "tributary_learner_stage_seconds_total", "Time of steps by stage", ["stage"], registry=registry
+        )
+        for stage in _STEP_STAGES:
+            self.stage_seconds.labels(stage)
 
 
 class PublicationMetrics:

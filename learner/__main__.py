@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,7 +15,7 @@ from common.process import Process, run
 from common.settings import RunFile
 from common.stores.directory import DirectoryStorage
 from common.stores.opening import TOKEN_VARIABLE, storage_to_write
-from learner.attending import choose_kernel, equip, is_equipped
+from learner.attending import choose_kernel, equip
 from learner.compute import ComputeThread
 from learner.head import choose_head
 from learner.intake import Acceptance, Intake
@@ -26,6 +25,7 @@ from learner.loop import Learner
 from learner.memory import Budget
 from learner.model import choose_device, load_policy, longest, vocabulary
 from learner.policy import check_head, use_head
+from learner.suiting import suited
 from learner.trainer import Trainer
 from learner.weight_server import WeightServer
 
@@ -64,9 +64,8 @@ def open_trainer(settings: RunFile) -> Trainer:
     torch.manual_seed(settings.run.seed)  # pyright: ignore[reportUnknownMemberType]
     device = choose_device(settings.learner.device)
     load = partial(open_policy, settings, device)
-    model, layout = load(), Layout.of(settings.learner, device)
-    if not is_equipped(model):
-        layout = replace(layout, shared_prompts=False)
+    model = load()
+    layout = suited(model, Layout.of(settings.learner, device), insist=settings.learner.layout == "packed")
     budget = Budget.of(settings.learner, settings.checkpoints_directory)
     # On a CPU planning would take its time from the computation; only beside a GPU does it cost nothing.
     return Trainer(model, layout, load_reference=load, budget=budget, foresight=device.type == "cuda")

@@ -18,14 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import AttentionInterface, masking_utils
+from transformers.integrations import sdpa_attention
 
 from learner.batch import Span, Spans
 
 NAME = "tributary"
 """What the attention is called in a model's configuration."""
+
+# What torch and transformers do not annotate.
+_as_ever: Callable[..., tuple[Tensor, None]] = cast(Any, sdpa_attention).sdpa_attention_forward
+_attentions = cast(Any, AttentionInterface)
+_masks = cast(Any, masking_utils).AttentionMaskInterface
+_split = cast(Any, torch).split
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -61,14 +66,14 @@ class SpanAttention:
         """[B, heads, S, D] three times -> [B, S, heads, D]. given: `spans`, and what "sdpa" is given."""
         spans: Spans | None = given.pop("spans", None)
         if spans is None:
-            return cast(tuple[Tensor, None], sdpa_attention_forward(module, query, key, value, attention_mask, **given))
+            return _as_ever(module, query, key, value, attention_mask, **given)
         strange = [name for name in _UNKNOWN if given.get(name) is not None]
         if strange:
             raise ValueError(f"its attention has {' and '.join(strange)}, which attention over spans does not know")
         manner = Manner(given.get("scaling"), given.get("sliding_window"))
         dtype = _computed_in(query)
         if self.kernel is None or (query.is_cuda and dtype not in _HALF):  # the kernels of GPUs are for these only
-            return span_by_span(query, key, value, spans, manner).transpose(1, 2).contiguous(), None
+            return _apart(query, key, value, spans, manner).transpose(1, 2).contiguous(), None
         query_SHD, key_SHD, value_SHD = (t[0].transpose(0, 1) for t in (query, key, value))
         key_THD, value_THD = (_attended(t, spans).to(dtype) for t in (key_SHD, value_SHD))
         return self.kernel(query_SHD.to(dtype), key_THD, value_THD, spans, manner)[None], None
@@ -82,8 +87,8 @@ def equip(model: Any, kernel: Kernel | None, name: str = NAME) -> bool:
     replaceable = model.config._attn_implementation == "sdpa" or is_equipped(model)
     if not (replaceable and model._can_set_attn_implementation()):
         return False
-    AttentionInterface.register(name, SpanAttention(kernel))
-    AttentionMaskInterface.register(name, sdpa_mask)
+    _attentions.register(name, SpanAttention(kernel))
+    _masks.register(name, _masks()["sdpa"])
     model.set_attn_implementation(name)
     return True
 
@@ -154,12 +159,11 @@ def flash_kernel(
     return cast(Tensor, found[0] if isinstance(found, tuple) else found)
 
 
-@torch.compiler.disable  # pyright: ignore[reportUntypedFunctionDecorator]
 def span_by_span(query: Tensor, key: Tensor, value: Tensor, spans: Spans, manner: Manner) -> Tensor:
     """What each query finds, by one call for each span.    [1, heads, S, D] three times -> [1, heads, S, D]"""
     lengths = [span.length for span in spans.spans]
     # Split, not sliced: the gradients of the parts are then joined once, not each padded to the whole.
-    queries, keys, values = (t.split(lengths, dim=2) for t in (query, key, value))
+    queries, keys, values = (cast(tuple[Tensor, ...], _split(t, lengths, dim=2)) for t in (query, key, value))
     number = {span.start: i for i, span in enumerate(spans.spans)}
     found: list[Tensor] = []
     for i, span in enumerate(spans.spans):
@@ -177,6 +181,10 @@ def span_by_span(query: Tensor, key: Tensor, value: Tensor, spans: Spans, manner
             )
         )
     return torch.cat(found, dim=2)
+
+
+_apart: Callable[[Tensor, Tensor, Tensor, Spans, Manner], Tensor] = cast(Any, torch.compiler).disable(span_by_span)
+"""Never compiled: it would be compiled again for every number of spans."""
 
 
 def _mask(span: Span, window: int | None, device: torch.device) -> Tensor | None:

@@ -6,8 +6,13 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from learner.layout import Layout, Share
 from learner.shared_prompts import Row
+
+_COST = 256
+"""What one more micro-batch costs, in positions: so much padding is rather computed than another forward made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +78,25 @@ def _cut(rows: Sequence[Row], limit: int, packed: bool) -> list[Piece]:
 
 
 def _padded(rows: Sequence[Row], limit: int) -> list[Piece]:
-    """Rows of like length together: little padding."""
+    """Rows of like length together, so that positions and number of micro-batches cost least."""
     ordered = sorted(rows, key=lambda row: -row.tokens)
+    count = len(ordered)
+    numbers = np.arange(1, count + 1)
+    costs = np.zeros(count + 1)  # of the rows from this one on
+    ends = [0] * count  # of the micro-batch that begins with this row
+    for first in range(count - 1, -1, -1):
+        width = ordered[first].tokens
+        most = min(count - first, max(1, limit // width))
+        cost = costs[first + 1 : first + most + 1] + width * numbers[:most]
+        taken = most - int(np.argmin(cost[::-1]))
+        costs[first] = cost[taken - 1] + _COST
+        ends[first] = first + taken
     pieces: list[Piece] = []
-    start = 0
-    while start < len(ordered):
-        width = ordered[start].tokens
-        chosen = tuple(ordered[start : start + max(1, limit // width)])
-        pieces.append(Piece(chosen, False, width * len(chosen)))
-        start += len(chosen)
+    first = 0
+    while first < count:
+        chosen = tuple(ordered[first : ends[first]])
+        pieces.append(Piece(chosen, False, chosen[0].tokens * len(chosen)))
+        first = ends[first]
     return pieces
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import SettingsError
-from learner.attending import arguments, choose_kernel, equip
+from learner.attending import arguments, choose_kernel, equip, is_equipped
 from learner.batch import Span
 from learner.layout import Layout
 from learner.writing import spans_of
@@ -37,14 +37,15 @@ def suited(model: Any, layout: Layout, *, insist: bool = False) -> Layout:
         return layout
     if insist:
         raise SettingsError(
-            f'learner.layout is "packed", in which {type(model).__name__} cannot be computed ({obstacle}): set it to "rows"'
+            f'learner.layout is "packed", and {type(model).__name__} cannot be computed so ({obstacle}): '
+            'set it to "rows"'
         )
     return Layout(layout.tokens)
 
 
 def _obstacle(model: Any) -> str:
     """Why trajectories cannot lie in one row; "" if they can."""
-    own = model.config._attn_implementation
+    own = "sdpa" if is_equipped(model) else model.config._attn_implementation
     device = model.get_input_embeddings().weight.device
     if not equip(model, choose_kernel(device)):
         return f'its attention is "{own}" and cannot be replaced'
@@ -76,4 +77,4 @@ def _error(model: Any) -> float:
     apart_SH = torch.cat([hidden(*_BEGINNING), one, other, hidden(*_STRANGER)])
     spans = spans_of(_ROW, np.array(_PLACES, dtype=np.int64)).each(lambda t: t.to(embeddings.device))
     together_SH = hidden(*_BEGINNING, *_ONE, *_OTHER, *_STRANGER, **arguments(spans))
-    return float((together_SH - apart_SH).norm() / apart_SH.norm())
+    return float((together_SH - apart_SH).square().sum().sqrt() / apart_SH.square().sum().sqrt())

@@ -71,9 +71,10 @@ def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Writ
     seats = list(chain.from_iterable(plot.seats for plot in plots))
     chosen = [members[seat.member] for seat in seats]
     starts = [0, *accumulate(plot.size for plot in plots)]  # of the micro-batches among the step's positions
-    first_N1 = np.cumsum([0, *(sizes[seat.member] for seat in seats)])  # of the trajectories among the step's tokens
-    place_F: Integers = np.arange(first_N1[-1]) - np.repeat(first_N1[:-1], np.diff(first_N1))  # of a token in its trajectory
-    cell_F = _cells(plots, starts, seats, place_F, np.diff(first_N1))
+    sizes_N = np.array([sizes[seat.member] for seat in seats], dtype=np.int64)
+    first_N1 = np.concatenate([[0], np.cumsum(sizes_N)])  # of the trajectories among the step's tokens
+    place_F = np.arange(int(first_N1[-1])) - np.repeat(first_N1[:-1], sizes_N)  # of a token in its trajectory
+    cell_F = _cells(plots, starts, seats, place_F, sizes_N)
     sources_F = _joined([member.trajectory.sources for member in chosen], np.uint8)
     tokens_F = _joined([member.trajectory.tokens for member in chosen], np.int64)
     # Nothing predicts a trajectory's first token.

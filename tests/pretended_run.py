@@ -117,6 +117,14 @@ class PretendedRun:
             if kind == "relift"
             else None,
             "stale_dropped": 0,
+            "wait_s": 0.5,
+            "pack_s": 0.05,
+            "transfer_s": 0.0,
+            "forward_s": 0.4,
+            "backward_s": 0.9,
+            "optimizer_s": 0.1,
+            "publish_s": 0.05,
+            "checkpoint_s": 0.0,
             "step_s": 2.1,
         }
 

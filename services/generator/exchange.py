@@ -7,6 +7,7 @@ processes, which on a busy machine takes longer than everything else.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -36,10 +37,13 @@ class Core(Protocol):
         ...
 
 
-def exchange_weights(core: Core, payload: dict[str, Any], version: str, clear_cache: bool) -> Future[float]:
+def exchange_weights(
+    core: Core, payload: dict[str, Any], version: str, clear_cache: bool, wake: Callable[[], None]
+) -> Future[float]:
     """Serve other weights; for how long the core stood still, in seconds. It stays paused if that fails.
 
-    payload: see services.generator.weight_update. clear_cache: as `EngineSettings.clear_cache_on_update`.
+    payload: see services.generator.weight_update. clear_cache: as `EngineSettings.clear_cache_on_update`. wake: has the
+    core look whether it has work; one that stood still waits for messages.
     """
     done: Future[float] = Future()
 
@@ -53,6 +57,7 @@ def exchange_weights(core: Core, payload: dict[str, Any], version: str, clear_ca
             core.model_executor.collective_rpc("replace_weights", args=(payload,))
             core.set_weight_version(version)
             core.resume_scheduler()
+            wake()
         except Exception as error:  # noqa: BLE001 - the edge of a call from another process, which gets to know
             done.set_exception(error)
         else:

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -28,6 +29,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc
 
 from services.generator.broadcast import BroadcastReceiver
@@ -162,6 +164,15 @@ def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, file.get_tensor(name)
 
 
+def _exchange_weights(core: EngineCoreProc, payload: dict[str, Any], version: str, clear_cache: bool) -> Future[float]:
+    """See services.generator.exchange."""
+
+    def wake() -> None:
+        core.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+    return exchange_weights(core, payload, version, clear_cache, wake)
+
+
 def die_with_front(front: int) -> None:
     """Have this process killed when process `front` dies, however that happens.
 
@@ -193,6 +204,6 @@ def _kill_after(front: int, core: int) -> None:
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 # Importing this module is the only hook that vLLM offers before the model is built.
 WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, FileWeightTransfer)
-setattr(EngineCoreProc, METHOD, exchange_weights)
+setattr(EngineCoreProc, METHOD, _exchange_weights)
 if FRONT_PID in os.environ:
     die_with_front(int(os.environ[FRONT_PID]))

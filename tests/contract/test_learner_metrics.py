@@ -43,6 +43,7 @@ async def test_waiting_publications_and_the_bound_of_staleness_are_shown(rig: Ri
     await rig.emit(make_group(n) for n in range(6))
     await rig.steps(3)
     await wait_for_groups(rig)
+    await rig.published(1)
     assert shown(rig, "publication_timestamp_seconds") > before_s
     assert (shown(rig, "publications_total"), shown(rig, "unpublished_updates")) == (1, 1)
     assert shown(rig, "staleness_bound") == 7

@@ -17,7 +17,6 @@ from learner_cases import (
     CONFIGS,
     VOCABULARY,
     BigramPolicy,
-    Lengths,
     asked,
     demonstration,
     group,
@@ -25,14 +24,14 @@ from learner_cases import (
     in_float64,
     mixed_groups,
     rollout,
-    trajectory,
 )
+from span_cases import prompted_groups
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common.config.algorithm import GRPO, LUFFY, SFT, AlgorithmConfig
 from common.config.base import Norm
-from common.trajectory import Group, Trajectory
+from common.trajectory import Group
 from learner.attending import equip
 from learner.batch import MicroBatch, PolicyOutputs
 from learner.layout import WHOLE, Layout, Share
@@ -56,26 +55,6 @@ LAYOUTS = (
     Layout(20, packed=True, shared_prompts=True),
     Layout(10**6, packed=True, shared_prompts=True),
 )
-
-
-def with_one_prompt(members: Sequence[Trajectory], length: int, seed: int) -> list[Trajectory]:
-    """The members with the same `length` first tokens, as the members of a real group have them."""
-    beginning = trajectory(Lengths(prompt=length), seed=seed).tokens
-    for member in members:
-        member.tokens[:length] = beginning
-    return list(members)
-
-
-def prompted_groups() -> list[Group]:
-    """Groups with one prompt each, long enough to be shared in all but the last; hints are shared in the second."""
-    long = [trajectory(Lengths(prompt=9, sampled=n), float(n % 2), seed=n) for n in (1, 2, 3, 5)]
-    long.append(trajectory(Lengths(prompt=9, demonstration=4), 1.0, seed=20, expert_known=True))
-    hinted = [trajectory(Lengths(prompt=4, hint=5, sampled=n), float(n == 2), seed=30 + n) for n in (2, 3, 0, 4)]
-    hint = trajectory(Lengths(prompt=9), seed=40).tokens
-    for member in hinted:
-        member.tokens[:9] = hint
-    short = [rollout(n, float(n == 7), seed=50 + n) for n in (7, 1, 4)] + [demonstration(6, seed=60)]
-    return [group(*with_one_prompt(long, 9, seed=21)), group(*hinted), group(*with_one_prompt(short, 2, seed=61))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,15 +119,14 @@ def assert_same(one: tuple[list[Tensor], StepSums], other: tuple[list[Tensor], S
         torch.testing.assert_close(getattr(one[1], name), getattr(other[1], name), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=repr)
-def test_a_step_of_every_algorithm_is_the_same_in_any_layout_and_on_any_number_of_ranks(
-    config: AlgorithmConfig,
-) -> None:
-    algorithm, model = asked(config), bigram()
+@pytest.mark.parametrize("number", range(len(CONFIGS)), ids=lambda number: f"{CONFIGS[number].kind}-{number}")
+def test_a_step_of_every_algorithm_is_the_same_in_any_layout_and_on_any_number_of_ranks(number: int) -> None:
+    """Every algorithm in a third of the layouts: those in turn."""
+    algorithm, model = asked(CONFIGS[number]), bigram()
     for groups in (mixed_groups(), prompted_groups()):
         whole = of_ranks(algorithm, groups, model, WHOLE_STEP, 1)
-        for number, layout in enumerate(LAYOUTS):
-            assert_same(of_ranks(algorithm, groups, model, layout, 1 + number % 4), whole, 1e-11)
+        for turn, layout in enumerate(LAYOUTS[number % 3 :: 3]):
+            assert_same(of_ranks(algorithm, groups, model, layout, 1 + (number + turn) % 4), whole, 1e-11)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 40])
@@ -162,7 +140,7 @@ def test_a_step_of_a_model_with_attention_is_the_same_in_any_layout_and_on_any_n
     assert_same(of_ranks(algorithm, prompted_groups(), model, layout, ranks), whole, 1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     groups=group_strategy(),
     config=st.sampled_from(CONFIGS),
@@ -205,7 +183,7 @@ def test_the_mean_of_micro_batch_means_would_be_another_gradient() -> None:
         loss(algorithm, plan.with_counts(alone), micro, model.says(algorithm, micro))[0].backward()
     ours, theirs = (
         torch.cat([g.flatten() for g in gradients])
-        for gradients in ([p.grad for p in model.policy.parameters()], whole)
+        for gradients in ([p.grad for p in model.policy.parameters() if p.grad is not None], whole)
     )
     assert (ours - theirs).norm() > 0.1 * theirs.norm()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import learner.checkpoint as module
 from learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from learner.durable import NotWritten
 
@@ -114,3 +115,19 @@ def test_a_step_that_is_committed_again_replaces_the_lost_history(tmp_path: Path
     read = store.newest()
     assert read is not None
     assert len(read.tensors["model"]["weight"]) == 6
+
+
+def test_a_checkpoint_that_is_removed_for_a_newer_one_while_it_is_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.commit(checkpoint(5))
+    digest = module.file_digest
+
+    def overtaken(path: Path) -> str:
+        monkeypatch.setattr(module, "file_digest", digest)
+        store.commit(checkpoint(10))
+        return digest(path)
+
+    monkeypatch.setattr(module, "file_digest", overtaken)
+    assert store.saved_policy().progress.step == 10

@@ -44,27 +44,30 @@ class Core:
     def resume_scheduler(self) -> None:
         self._do("resume")
 
+    def wake(self) -> None:
+        self._do("wake")
+
 
 def test_a_core_that_stands_still_goes_on_with_other_weights_under_their_version() -> None:
     core = Core()
-    done = exchange_weights(core, PAYLOAD, "7", True)
-    assert core.calls == ["pause", "reset caches", "replace_weights", "label 7", "resume"]
+    done = exchange_weights(core, PAYLOAD, "7", True, core.wake)
+    assert core.calls == ["pause", "reset caches", "replace_weights", "label 7", "resume", "wake"]
     assert 0.0 <= done.result(0) < 1.0
 
 
 def test_caches_are_kept_where_that_is_asked_for() -> None:
     core = Core()
-    exchange_weights(core, PAYLOAD, "7", False)
-    assert core.calls == ["pause", "replace_weights", "label 7", "resume"]
+    exchange_weights(core, PAYLOAD, "7", False, core.wake)
+    assert core.calls == ["pause", "replace_weights", "label 7", "resume", "wake"]
 
 
 def test_a_step_in_flight_is_waited_for() -> None:
     paused: Future[Any] = Future()
     core = Core(paused)
-    done = exchange_weights(core, PAYLOAD, "7", True)
+    done = exchange_weights(core, PAYLOAD, "7", True, core.wake)
     assert (core.calls, done.done()) == (["pause"], False)
     paused.set_result(None)
-    assert core.calls == ["pause", "reset caches", "replace_weights", "label 7", "resume"]
+    assert core.calls == ["pause", "reset caches", "replace_weights", "label 7", "resume", "wake"]
     assert done.done()
 
 
@@ -72,14 +75,14 @@ def test_a_step_in_flight_is_waited_for() -> None:
 def test_a_core_stays_paused_after_whatever_fails(failing: str) -> None:
     core = Core(failing=failing)
     with pytest.raises(RuntimeError, match=f"no {failing}"):
-        exchange_weights(core, PAYLOAD, "7", True).result(0)
+        exchange_weights(core, PAYLOAD, "7", True, core.wake).result(0)
     assert core.calls[-1] == failing
 
 
 def test_a_pause_that_fails_replaces_nothing() -> None:
     paused: Future[Any] = Future()
     core = Core(paused)
-    done = exchange_weights(core, PAYLOAD, "7", True)
+    done = exchange_weights(core, PAYLOAD, "7", True, core.wake)
     paused.set_exception(RuntimeError("no pause"))
     with pytest.raises(RuntimeError, match="no pause"):
         done.result(0)

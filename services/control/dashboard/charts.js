@@ -12,6 +12,9 @@ const CHARTS = [
   { name: "sample-size", title: "Effective sample size", note: "share by source", named: "source", format: percent, share: true },
   { name: "clip", title: "Clipped tokens", note: "share by source", named: "source", format: percent, share: true, loose: true },
   { name: "gradient", title: "Gradient norm", note: "before clipping", smooth: true, colors: ["--policy"], fromZero: true },
+  { name: "timeline", title: "Time of a step", note: "by what it went to", format: duration, unit: "s", fromZero: true, stacked: true, named: {
+    wait: "--faint", pack: "--fourth", forward: "--policy", backward: "--expert", optimiser: "--third", publish: "--mark", checkpoint: "--low", other: "--line",
+  } },
   { name: "nll", title: "Held-out NLL", note: "demonstrations, nats per token", markers: true, optional: true },
   { name: "publication", title: "Publication size", note: "by kind", format: bytes, unit: "B", fromZero: true },
   { name: "pause", title: "Pause for new weights", note: "by generator", format: duration, unit: "s", fromZero: true },
@@ -72,7 +75,7 @@ export class Charts {
   }
 
   #drawOne({ chart, plot, legend }, lines, color) {
-    const names = [...lines.keys()].sort();
+    const names = chart.stacked ? Object.keys(chart.named).filter((name) => lines.has(name)) : [...lines.keys()].sort();
     const traces = names.flatMap((name) => this.#traces(chart, name, lines.get(name), color(colorOf(chart, name, names))));
     window.Plotly.react(plot, traces, this.#layout(chart, lines, color), { displayModeBar: false, responsive: true });
     const format = chart.format || number;
@@ -92,6 +95,7 @@ export class Charts {
     const y = thinned.map((p) => p.value);
     const line = { color, width: 2, dash: name.includes("pass@") ? "dot" : "solid" };
     const base = { name, x, type: "scatter", hovertemplate: hoverOf(chart) };
+    if (chart.stacked) return [{ ...base, y, mode: "lines", line: { color, width: 1 }, fillcolor: color, stackgroup: "all" }];
     if (!chart.smooth || y.length < 8) return [{ ...base, y, mode: chart.markers ? "lines+markers" : "lines", marker: { size: 5, color }, line }];
     return [
       { ...base, y, mode: "lines", line: { color, width: 1 }, opacity: 0.3, hoverinfo: "skip", hovertemplate: null },

@@ -3,11 +3,29 @@
 import { isTable, resolved } from "./draft.js";
 import { element, plain, words } from "./format.js";
 
-// The fields of a value, or one for each value of a table. change(path, value) is called with what was typed.
-export function fieldsOf(path, definition, value, { root, change }) {
-  if (!definition.properties) return [field(path, definition, value, change)];
+// The fields of a value, or one for each value of a table. change(path, value) is called with what was typed, and
+// choose(path, value) with a table of another kind, which has other fields.
+export function fieldsOf(path, definition, value, way) {
+  if (definition.discriminator) return kindFields(path, definition, value, way);
+  if (!definition.properties) return [field(path, definition, value, way.change)];
   return Object.entries(definition.properties).flatMap(([key, inner]) =>
-    fieldsOf([...path, key], resolved(inner, root), value?.[key], { root, change }));
+    fieldsOf([...path, key], resolved(inner, way.root), value?.[key], way));
+}
+
+// A choice among kinds, and the fields of the chosen one.
+function kindFields(path, definition, value, way) {
+  const id = [...path, "kind"].join(".");
+  const schemas = Object.entries(definition.discriminator.mapping).map(([kind, ref]) => [kind, way.root.$defs[ref.split("/").at(-1)]]);
+  const beginning = ([kind, { properties }]) =>
+    ({ ...Object.fromEntries(Object.entries(properties).map(([key, property]) => [key, property.default ?? null])), kind });
+  const select = choice({ id, "aria-describedby": `${id}-about`, "data-key": id }, schemas.map(([kind]) => [kind, words(kind)]), value?.kind,
+    (kind) => way.choose(path, beginning(schemas.find(([name]) => name === kind))));
+  const about = element("div", { class: "about-place" }, element("small", { id: `${id}-about`, class: "about" }, definition.description || ""));
+  const { kind: _, ...properties } = schemas.find(([kind]) => kind === value?.kind)?.[1].properties || {};
+  return [
+    element("div", { class: "field", "data-path": id }, element("label", { for: id }, words(path.slice(1).join(": "))), select, about, errorPlace(id)),
+    ...fieldsOf(path, { properties }, value, way),
+  ];
 }
 
 export function field(path, definition, value, change, label = words(path.slice(path.length > 1 ? 1 : 0).join(": "))) {

@@ -113,7 +113,12 @@ export class SwitchForm {
       this.draft.set(at, next);
       this.#show();
     };
-    return fieldsOf(path, resolved(property, root), value, { root, change });
+    const choose = (at, next) => {
+      const now = at.reduce((table, key) => table[key], this.draft.base);
+      this.draft.set(at, next.kind === now.kind ? now : next);
+      this.#build();
+    };
+    return fieldsOf(path, resolved(property, root), value, { root, change, choose });
   }
 
   #choose(part, kind) {

@@ -1,6 +1,11 @@
 // The record of a run, as plots need it: points {step, at, value} per line, taken from events, and where revisions took force.
 
 const MOST_POINTS = 20_000;
+// Parts of a step's time, and what of its record each is made of.
+const TIMES = {
+  wait: ["wait_s"], pack: ["pack_s", "transfer_s"], forward: ["forward_s"], backward: ["backward_s"],
+  optimiser: ["optimizer_s"], publish: ["publish_s"], checkpoint: ["checkpoint_s"],
+};
 
 export class RunRecord {
   constructor() {
@@ -50,11 +55,24 @@ export class RunRecord {
     this.add("rates", "trained", at, data.tokens_per_s);
     this.add("gradient", "norm", at, data.grad_norm);
     this.add("hints", "hint length", at, data.hint_length);
+    this.#times(data, at);
     this.add("rehearsal", "waiting", at, data.rehearsal?.waiting);
     this.add("rehearsal", "imitated", at, data.rehearsal?.entries);
     for (const [chart, figures] of [["ratio", data.ratio], ["sample-size", data.effective_sample_size], ["clip", data.clip_fraction]]) {
       for (const [source, value] of Object.entries(figures || {})) this.add(chart, source, at, value);
     }
+  }
+
+  // All parts in every step, so that they stack; a record that an earlier version wrote has no such parts.
+  #times(data, at) {
+    if (data.forward_s === undefined) return;
+    let rest = data.step_s;
+    for (const [name, keys] of Object.entries(TIMES)) {
+      const seconds = keys.reduce((sum, key) => sum + (data[key] || 0), 0);
+      this.add("timeline", name, at, seconds);
+      rest -= seconds;
+    }
+    this.add("timeline", "other", at, Math.max(0, rest));
   }
 
   #evaluation(data, at) {

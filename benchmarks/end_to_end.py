@@ -1,0 +1,180 @@
+"""Tributary beside TRL's GRPOTrainer: the same model, task, group size, batch, learning rate and cores, start to end.
+
+    python -m benchmarks.end_to_end [--quick] [--cells equal-0.3M tail-0.3M] [--trl-python PYTHON]
+
+For each of two workloads (equal lengths, long-tailed lengths) and two sizes (0.3 M and about 10 M parameters), one
+after the other: TRL trains with its own generation, Tributary trains with `tributary up` (vLLM, learner, curriculum,
+control plane, Redis), and Tributary's halves are measured alone on the same box. Three figures come of it:
+
+  trained tokens/s  response tokens that reached a gradient (of groups whose rewards differ, in steps that changed the
+                    weights; nothing dropped or stale) per second from the start of training to the end of its last
+                    step. Starting up (imports, loading, the engine's start) is told apart.
+  time to accuracy  seconds of training until held-out accuracy reached a given value, which both are measured by.
+  efficiency η      Tributary's response tokens/s ÷ the smaller of generator alone and learner alone.
+
+Base models are made once (some minutes) and kept in --out. TRL runs under --trl-python, or under this interpreter if it
+has trl; without it only our own side runs. Run it on a quiet machine. Results: benchmarks/results/end_to_end.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from benchmarks import _end_to_end_report as report
+from benchmarks._end_to_end_accuracy import Scale, curve, split
+from benchmarks._end_to_end_alone import generator_alone, learner_alone
+from benchmarks._end_to_end_box import ROOT, Failed, environment, module, redis_server
+from benchmarks._end_to_end_cell import Cell, Json, Training
+from benchmarks._end_to_end_other import train_with_trl, without_trl
+from benchmarks._end_to_end_plan import PLANS, Plan
+from benchmarks._end_to_end_run import train
+from benchmarks._end_to_end_task import WORKLOADS
+
+_PROMPTS = 2048
+_LIMIT_S = 1800.0
+
+
+class Comparison:
+    """Measures cells one after the other. trl_python: the interpreter that has trl; None: none has."""
+
+    def __init__(self, asked: argparse.Namespace, url: str, trl_python: str | None) -> None:
+        self._asked = asked
+        self._url = url
+        self._trl_python = trl_python
+
+    def cell(self, plan: Plan) -> Cell:
+        """A cell with its base and data, made if they are missing."""
+        asked, out = self._asked, self._asked.out
+        bases, data = out / f"bases-{plan.size}", out / "data"
+        if not (bases / plan.workload / "parameters").exists():
+            say(f"making the base models of {plan.size} parameters in {bases}")
+            words = ["--size", plan.size, "--out", str(bases), "--threads", str(asked.cores)]
+            subprocess.run(
+                module("benchmarks._end_to_end_base", *words), cwd=ROOT, env=environment(), check=True, timeout=7200
+            )
+        trained, _ = split(asked.seed, _PROMPTS)
+        data.mkdir(parents=True, exist_ok=True)
+        (data / "train.jsonl").write_text("".join(json.dumps(e.row) + "\n" for e in trained), encoding="utf-8")
+        steps, save_every = (plan.quick_steps, 2) if asked.quick else (plan.steps, plan.save_every)
+        return Cell(plan.workload, plan.size, bases / plan.workload, data, steps, plan.rate, save_every, asked.seed)
+
+    def measure(self, plan: Plan) -> Json:
+        """All figures of one cell, for the results file."""
+        cell = self.cell(plan)
+        out, found = self._asked.out / cell.name, dict[str, Training]()
+        if self._trl_python is not None:
+            say(f"{cell.name}: TRL, {cell.steps} steps ...")
+            limit_s = self._asked.limit_s
+            found["trl"] = train_with_trl(cell, plan, out / "trl", self._trl_python, self._asked.cores, limit_s)
+            say(f"{cell.name}: {report.sentence(found['trl'])}")
+        say(f"{cell.name}: Tributary, {cell.steps} steps ...")
+        found["tributary"], groups = train(cell, plan.tuning, out / "tributary", self._url, self._asked.limit_s)
+        say(f"{cell.name}: {report.sentence(found['tributary'])}")
+        document = self._document(cell, plan, found)
+        if not self._asked.no_calibration:
+            document |= self._calibrated(cell, plan, groups, found["tributary"])
+        if not self._asked.keep:
+            shutil.rmtree(out, ignore_errors=True)
+        return document
+
+    def _calibrated(self, cell: Cell, plan: Plan, groups: list[bytes], training: Training) -> Json:
+        """Both halves alone, and what part of the smaller one the whole reaches."""
+        out, limit_s = self._asked.out / cell.name, self._asked.limit_s
+        seconds = 8.0 if self._asked.quick else plan.calibration_s
+        generator = generator_alone(cell, plan.tuning, out / "generator", self._url, seconds, limit_s)
+        say(f"{cell.name}: generator alone {generator.tokens_per_s:,.0f} tokens/s")
+        learner = learner_alone(cell, plan.tuning, out / "learner", self._url, groups, limit_s)
+        say(f"{cell.name}: learner alone {learner.tokens_per_s:,.0f} tokens/s")
+        alone = min(generator.tokens_per_s, learner.tokens_per_s)
+        efficiency = {
+            "whole": training.tokens_per_s / alone,
+            "after_the_first_quarter": training.steady_tokens_per_s / alone,
+        }
+        return {"generator_alone": asdict(generator), "learner_alone": asdict(learner), "efficiency": efficiency}
+
+    def _document(self, cell: Cell, plan: Plan, found: dict[str, Training]) -> Json:
+        """Both trainings, with the accuracies of what they saved."""
+        scale = Scale(cell)
+        sides: Json = {}
+        for side, training in found.items():
+            accuracies = curve(scale, training.saved)
+            times = {step.number: step.at_s for step in training.steps}
+            sides[side] = report.document(training, accuracies, times, plan.accuracy)
+            say(f"{cell.name}: {side}: accuracy {report.told(accuracies)}")
+        parameters = int((cell.base / "parameters").read_text(encoding="utf-8"))
+        about = {"workload": cell.workload, "size": cell.size, "parameters": parameters, "steps": cell.steps}
+        return about | {"learning_rate": cell.rate, "accuracy": plan.accuracy, "sides": sides}
+
+
+def say(text: str) -> None:
+    """A line of progress, with the time."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [f"{workload}-{size}" for size in ("0.3M", "10M") for workload in WORKLOADS]
+    parser.add_argument("--cells", nargs="+", choices=names, default=names, metavar="CELL", help=", ".join(names))
+    parser.add_argument("--quick", action="store_true", help="few steps: to see that it works, not to compare")
+    parser.add_argument("--trl-python", help="an interpreter that has trl")
+    parser.add_argument("--no-trl", action="store_true", help="only our own side")
+    parser.add_argument("--no-calibration", action="store_true", help="neither half alone")
+    parser.add_argument("--cores", type=int, default=min(2, os.cpu_count() or 1), help="threads of the other side")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/end_to_end", help="where bases and runs lie")
+    parser.add_argument("--keep", action="store_true", help="keep the directories of the runs")
+    parser.add_argument("--limit-s", type=float, default=_LIMIT_S, help="a part that takes longer has failed")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/end_to_end.json")
+    asked = parser.parse_args(arguments)
+    asked.out = asked.out.resolve()
+    return asked
+
+
+def find_trl(asked: argparse.Namespace) -> str | None:
+    """The interpreter that runs the other side."""
+    if asked.no_trl:
+        return None
+    if asked.trl_python or find_spec("trl"):
+        return asked.trl_python or sys.executable
+    say(without_trl())
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the cells that were asked for; 1 if one failed."""
+    asked = parse(arguments)
+    torch.set_num_threads(asked.cores)
+    command = ["python", "-m", "benchmarks.end_to_end", *(sys.argv[1:] if arguments is None else arguments)]
+    plans = [plan for plan in PLANS if plan.name in asked.cells]
+    results, failures = report.Results(asked.results, shlex.join(command), quick=asked.quick), 0
+    with redis_server(asked.out / "redis") as url:
+        comparison = Comparison(asked, url, find_trl(asked))
+        for plan in plans:
+            try:
+                results.add(plan.name, comparison.measure(plan))
+            except Failed as error:
+                say(f"{plan.name} failed: {error}")
+                failures += 1
+    print(results.table())
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    # Told to end, we end as if interrupted: what is under way is stopped first.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    raise SystemExit(main())
