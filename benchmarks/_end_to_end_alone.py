@@ -80,7 +80,8 @@ class Bench:
     def start(self, stack: ExitStack, role: str) -> Popen[bytes]:
         """Start the half, with as many threads as in a run."""
         name = {"services.generator": "generator-1"}.get(role, role)
-        env = environment(REDIS_URL=self.url, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+        threads = str(self.tuning.learner_threads if role == "learner" else 1)
+        env = environment(REDIS_URL=self.url, OMP_NUM_THREADS=threads, PYTHONUNBUFFERED="1")
         command = ["nice", "-n", "10", *module(role, str(self.run_file), "--name", name)]
         return stack.enter_context(program(command, self.out / f"{name}.log", env))
 
@@ -157,7 +158,7 @@ def learner_alone(cell: Cell, tuning: Tuning, out: Path, url: str, groups: list[
 
 async def _feed(bench: Bench, stack: ExitStack, groups: list[bytes], deadline_s: float) -> Alone:
     await bench.prepare()
-    steps = len(groups) // GROUPS
+    steps = min(len(groups) // GROUPS, bench.cell.steps)
     if steps < 2 * _SETTLE_STEPS:
         raise Failed(f"{len(groups)} groups are too few to calibrate the learner with")
     for payload in groups:

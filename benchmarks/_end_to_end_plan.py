@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks._end_to_end_run import Tuning
 
@@ -32,9 +32,15 @@ class Plan:
         return f"{self.workload}-{self.size}"
 
 
+_LONG = Tuning(requests_in_flight=72, max_staleness=16)
+"""Long responses live through many versions, and a group is in flight until its longest response has ended."""
+_LARGE = Tuning(kv_cache_mb=1024, learner_threads=2)
+"""The learner has three times the generator's arithmetic per token: it may use what that leaves of both cores."""
+_LONG_LARGE = replace(_LONG, kv_cache_mb=1024, learner_threads=2)
+
 PLANS = (
-    Plan("equal", "0.3M", 60, 8, 2e-4, 4, 0.8, trl_rows=128, calibration_s=20.0),
-    Plan("tail", "0.3M", 60, 8, 2e-4, 4, 0.8, trl_rows=128, calibration_s=20.0),
-    Plan("equal", "10M", 24, 6, 5e-5, 2, 0.8, trl_rows=128, calibration_s=30.0),
-    Plan("tail", "10M", 24, 6, 5e-5, 2, 0.8, trl_rows=32, calibration_s=30.0),
+    Plan("equal", "0.3M", 40, 8, 2e-4, 4, 0.8, trl_rows=128, calibration_s=15.0),
+    Plan("tail", "0.3M", 24, 8, 2e-4, 4, 0.8, trl_rows=128, calibration_s=15.0, tuning=_LONG),
+    Plan("equal", "10M", 12, 6, 1e-4, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE),
+    Plan("tail", "10M", 8, 6, 1e-4, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),
 )

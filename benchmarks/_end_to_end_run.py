@@ -43,16 +43,21 @@ _FINE_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Settings of Tributary that TRL has no counterpart of."""
+    """Settings of Tributary that TRL has no counterpart of.
+
+    clear_cache_on_update: off, so that running sequences go on with their cache (TRL has none that run then).
+    drop_flat_groups: the learner leaves out groups whose rewards are all equal, which have no gradient.
+    """
 
     max_num_seqs: int = 256
     requests_in_flight: int = 40
     max_staleness: int = 4
     publish_every: int = 1
     kv_cache_mb: int = 256
-    clear_cache_on_update: bool = True
-    drop_flat_groups: bool = False
+    clear_cache_on_update: bool = False
+    drop_flat_groups: bool = True
     micro_batch_tokens: int = 2048
+    learner_threads: int = 1
 
 
 def run_document(cell: Cell, tuning: Tuning, directory: Path, name: str) -> Json:
@@ -70,7 +75,11 @@ def run_document(cell: Cell, tuning: Tuning, directory: Path, name: str) -> Json
             "requests_in_flight": tuning.requests_in_flight,
             "clear_cache_on_update": tuning.clear_cache_on_update,
         },
-        "learner": {"max_steps": cell.steps + SPARE_STEPS, "micro_batch_tokens": tuning.micro_batch_tokens},
+        "learner": {
+            "max_steps": cell.steps + SPARE_STEPS,
+            "micro_batch_tokens": tuning.micro_batch_tokens,
+            "threads": tuning.learner_threads,
+        },
         # No saving on the way, as on the other side; the weights of every so many versions are whole, and kept.
         "checkpoints": {"every_steps": 1_000_000, "unacknowledged_mb": 100_000},
         "weights": {"anchor_every": cell.save_every, "keep": 100_000},
@@ -132,7 +141,7 @@ def train(cell: Cell, tuning: Tuning, out: Path, url: str, limit_s: float) -> tu
         for told in watched.told("publication")
     }
     notes = {"tuning": {name: getattr(tuning, name) for name in tuning.__slots__}} | timeline(cell, watched)
-    saved = {step: path for step, path in saved.items() if path.exists()}
+    saved = {step: path for step, path in saved.items() if step % cell.save_every == 0 and path.exists()}
     start_up_s = watched.started_s - began_s
     return Training("tributary", start_up_s, steps, lengths, saved, watched.cpu_s, notes), watched.groups
 

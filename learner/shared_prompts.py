@@ -61,7 +61,7 @@ def _common_beginning(sequences: Sequence[Tokens]) -> int:
 
 
 def _is_worthwhile(lengths: Sequence[int], shared: int) -> bool:
-    return len(lengths) > 1 and sum(lengths) >= WORTHWHILE * _cells(lengths, shared)
+    return shared > 0 and len(lengths) > 1 and sum(lengths) >= WORTHWHILE * _cells(lengths, shared)
 
 
 def _cells(lengths: Sequence[int], shared: int) -> int:

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.trajectory import Source, Trajectory
+from common.trajectory import Source, Tokens, Trajectory
 from learner.batch import MicroBatch, Place, Span, Spans, TokenBatch
 from learner.cut import Piece
 
 _PADDING = 0
 
 Integers = NDArray[np.int64]
+Places = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,18 +74,20 @@ def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Writ
     starts = [0, *accumulate(plot.size for plot in plots)]  # of the micro-batches among the step's positions
     sizes_N = np.array([sizes[seat.member] for seat in seats], dtype=np.int64)
     first_N1 = np.concatenate([[0], np.cumsum(sizes_N)])  # of the trajectories among the step's tokens
-    place_F = np.arange(int(first_N1[-1])) - np.repeat(first_N1[:-1], sizes_N)  # of a token in its trajectory
+    place_F = np.arange(first_N1[-1], dtype=np.int32)  # of a token in its trajectory
+    place_F -= np.repeat(first_N1[:-1].astype(np.int32), sizes_N)
     cell_F = _cells(plots, starts, seats, place_F, sizes_N)
     sources_F = _joined([member.trajectory.sources for member in chosen], np.uint8)
-    tokens_F = _joined([member.trajectory.tokens for member in chosen], np.int64)
-    # Nothing predicts a trajectory's first token.
-    response_T = np.flatnonzero((sources_F != Source.PROMPT) & (place_F > 0))
+    tokens_F = _joined([member.trajectory.tokens for member in chosen], np.int32)
+    is_response_F = sources_F != np.uint8(Source.PROMPT)
+    is_response_F[first_N1[:-1][sizes_N > 0]] = False  # nothing predicts a trajectory's first token
+    response_T = np.flatnonzero(is_response_F)
     ends_N1 = np.searchsorted(response_T, first_N1)
     tokens = _token_batch(chosen, response_T, np.diff(ends_N1), tokens_F, sources_F)
     arrays = _Arrays(
         ids=_scattered(tokens_F, cell_F, starts[-1], _PADDING),
         positions=_scattered(place_F, cell_F, starts[-1], 0) if any(plot.spans for plot in plots) else None,
-        predictor_T=cell_F[response_T - 1],
+        predictor_T=cell_F.take(response_T - 1).astype(np.int64),
         places=tuple(member.place for member in chosen),
         tokens=tokens,
     )
@@ -143,15 +146,15 @@ def _plot(piece: Piece | None, sizes: Sequence[int]) -> _Plot:
 
 
 def _cells(
-    plots: Sequence[_Plot], starts: Sequence[int], seats: Sequence[_Seat], place_F: Integers, sizes_N: Integers
-) -> Integers:
+    plots: Sequence[_Plot], starts: Sequence[int], seats: Sequence[_Seat], place_F: Places, sizes_N: Integers
+) -> Places:
     """The position of every token among all those of the step.    [F]"""
-    offset_N = np.repeat(np.array(starts[:-1], dtype=np.int64), [len(plot.seats) for plot in plots])
-    own_N = offset_N + np.array([seat.start - seat.shared for seat in seats], dtype=np.int64)
+    offset_N = np.repeat(np.array(starts[:-1], dtype=np.int32), [len(plot.seats) for plot in plots])
+    own_N = offset_N + np.array([seat.start - seat.shared for seat in seats], dtype=np.int32)
     cell_F = place_F + np.repeat(own_N, sizes_N)
-    shared_N = np.array([seat.shared for seat in seats], dtype=np.int64)
+    shared_N = np.array([seat.shared for seat in seats], dtype=np.int32)
     if shared_N.any():
-        common_N = offset_N + np.array([seat.shared_start for seat in seats], dtype=np.int64)
+        common_N = offset_N + np.array([seat.shared_start for seat in seats], dtype=np.int32)
         is_shared_F = place_F < np.repeat(shared_N, sizes_N)
         cell_F = np.where(is_shared_F, place_F + np.repeat(common_N, sizes_N), cell_F)
     return cell_F
@@ -186,19 +189,19 @@ def _token_batch(
     members: Sequence[Credited],
     response_T: Integers,
     counts_N: Integers,
-    tokens_F: Integers,
+    tokens_F: Tokens,
     sources_F: NDArray[np.uint8],
 ) -> TokenBatch:
     trajectories = [member.trajectory for member in members]
     advantages_N = np.array([member.advantage for member in members], dtype=np.float64)
     behaviour_F = _joined([t.behaviour_logprobs for t in trajectories], np.float32)
-    sources_T = sources_F[response_T]
+    sources_T = sources_F.take(response_T)
     expert_T, has_expert_T = _expert_logprobs(trajectories, response_T, sources_T)
     return TokenBatch(
-        labels_T=_tensor(tokens_F[response_T]),
+        labels_T=_tensor(tokens_F.take(response_T).astype(np.int64)),
         sources_T=_tensor(sources_T),
         advantages_T=_tensor(np.repeat(advantages_N, counts_N)),
-        behaviour_logprobs_T=_tensor(behaviour_F[response_T].astype(np.float64)),
+        behaviour_logprobs_T=_tensor(behaviour_F.take(response_T).astype(np.float64)),
         expert_logprobs_T=_tensor(expert_T),
         has_expert_T=_tensor(has_expert_T),
         segment_T=_tensor(np.repeat(np.arange(len(members)), counts_N)),
@@ -221,17 +224,17 @@ def _expert_logprobs(
     given_F = _joined(given, np.float32)
     known_F = np.repeat([t.expert_logprobs is not None for t in trajectories], lengths)
     wrote_T = (sources_T == Source.HINT) | (sources_T == Source.DEMONSTRATION)
-    known_T = wrote_T & known_F[response_T]
-    return np.where(known_T, given_F[response_T], 0.0).astype(np.float64), known_T
+    known_T = wrote_T & known_F.take(response_T)
+    return np.where(known_T, given_F.take(response_T), 0.0).astype(np.float64), known_T
 
 
 def _joined(arrays: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype=dtype), *arrays], dtype=dtype, casting="unsafe")
 
 
-def _scattered(values_F: Integers, cell_F: Integers, size: int, otherwise: int) -> Integers:
-    array = np.full(size, otherwise, dtype=np.int64)
-    array[cell_F] = values_F
+def _scattered(values_F: NDArray[Any], cell_F: Places, first_N1: Integers, size: int) -> Integers:
+    """Each token's value at its position, trajectory by trajectory; zero, which is padding, where no token stands."""
+    array = np.zeros(size, dtype=np.int64)
     return array
 
 

@@ -11,14 +11,26 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM
 
+from common.config.live import parse_live
 from common.events import EventKind
+from common.settings import load_run
 from learner import export
+from learner.__main__ import open_trainer
 from learner.checkpoint import CheckpointStore
 from learner.durable import NotWritten
-from tests.contract.learner_rig import Rig, checkpoint_of, group_id, make_group, progress_of, write_run
+from tests.contract.learner_rig import (
+    LIVE,
+    Rig,
+    checkpoint_of,
+    group_id,
+    make_group,
+    progress_of,
+    saved_tensors,
+    write_run,
+)
 
 
 class Disk:
@@ -112,6 +124,20 @@ async def test_training_goes_on_while_a_checkpoint_is_written_and_only_what_it_h
     assert steps[1]["checkpoint_s"] < 1, "a copy, not the disk"
     assert sampled(rig, "tributary_checkpoint_seconds_count", stage="copy") == 2
     assert sampled(rig, "tributary_checkpoint_seconds_count", stage="write") == 1
+
+
+async def test_what_is_written_late_is_the_state_of_its_own_step(rig: Rig, disk: Disk, tmp_path: Path) -> None:
+    rig.start()
+    await feed(rig, range(1, 6))
+    await rig.steps(5)
+    disk.let(1)
+    await saved(rig, 2)
+    await rig.crash()
+    trainer, live = open_trainer(load_run(rig.run_file)), parse_live(LIVE)
+    for n in (0, 2):
+        trainer.step(live, [make_group(n), make_group(n + 1)], lambda: None)
+    expected = {f"{name}.safetensors": save(dict(tensors)) for name, tensors in trainer.tensors().items()}
+    assert saved_tensors(checkpoint_of(tmp_path / "run", 2)) == expected
 
 
 async def test_a_learner_told_to_stop_finishes_what_is_being_written_and_saves_the_rest(
