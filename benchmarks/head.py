@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -133,21 +132,28 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from what is resident now
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most memory so far."""
+    """The most memory since `settle`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return kilobytes("/proc/self/status", "VmHWM") / 1024
 
 
 def free_mb(device: torch.device) -> float:
     """Memory that is free now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0] / 2**20
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
+    return kilobytes("/proc/meminfo", "MemAvailable") / 1024
+
+
+def kilobytes(path: str, name: str) -> int:
+    """A figure that Linux gives in a file of lines like `name: 12 kB`."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def present(asked: argparse.Namespace) -> Iterator[str]:

@@ -16,8 +16,6 @@ from common.trajectory import Source, Tokens, Trajectory
 from learner.batch import MicroBatch, Place, Span, Spans, TokenBatch
 from learner.cut import Piece
 
-_PADDING = 0
-
 Integers = NDArray[np.int64]
 Places = NDArray[np.int32]
 
@@ -46,6 +44,10 @@ class _Seat(NamedTuple):
     shared_start: int = 0
     shared: int = 0
 
+    def moved(self, by: int) -> _Seat:
+        """The same seat so many positions on."""
+        return _Seat(self.member, self.start + by, self.shared_start + by, self.shared)
+
 
 class _Plot(NamedTuple):
     """The positions of one micro-batch, and what stands there. lengths: of its rows, without padding."""
@@ -69,14 +71,14 @@ def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Writ
     """The micro-batches that `pieces` describe; the numbers in their rows are indices into `members`."""
     sizes = [len(member.trajectory.tokens) for member in members]
     plots = [_plot(piece, sizes) for piece in pieces]
-    seats = list(chain.from_iterable(plot.seats for plot in plots))
-    chosen = [members[seat.member] for seat in seats]
     starts = [0, *accumulate(plot.size for plot in plots)]  # of the micro-batches among the step's positions
+    seats = [seat.moved(start) for plot, start in zip(plots, starts, strict=False) for seat in plot.seats]
+    chosen = [members[seat.member] for seat in seats]
     sizes_N = np.array([sizes[seat.member] for seat in seats], dtype=np.int64)
     first_N1 = np.concatenate([[0], np.cumsum(sizes_N)])  # of the trajectories among the step's tokens
     place_F = np.arange(first_N1[-1], dtype=np.int32)  # of a token in its trajectory
     place_F -= np.repeat(first_N1[:-1].astype(np.int32), sizes_N)
-    cell_F = _cells(plots, starts, seats, place_F, sizes_N)
+    cell_F = _cells(seats, place_F, sizes_N)
     sources_F = _joined([member.trajectory.sources for member in chosen], np.uint8)
     tokens_F = _joined([member.trajectory.tokens for member in chosen], np.int32)
     is_response_F = sources_F != np.uint8(Source.PROMPT)
@@ -85,8 +87,8 @@ def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Writ
     ends_N1 = np.searchsorted(response_T, first_N1)
     tokens = _token_batch(chosen, response_T, np.diff(ends_N1), tokens_F, sources_F)
     arrays = _Arrays(
-        ids=_scattered(tokens_F, cell_F, starts[-1], _PADDING),
-        positions=_scattered(place_F, cell_F, starts[-1], 0) if any(plot.spans for plot in plots) else None,
+        ids=_laid(tokens_F, seats, first_N1, starts[-1]),
+        positions=_laid(place_F, seats, first_N1, starts[-1]) if any(plot.spans for plot in plots) else None,
         predictor_T=cell_F.take(response_T - 1).astype(np.int64),
         places=tuple(member.place for member in chosen),
         tokens=tokens,
@@ -145,18 +147,15 @@ def _plot(piece: Piece | None, sizes: Sequence[int]) -> _Plot:
     return _Plot(tuple(placed), (at,), tuple(span for span in spans if span.length))
 
 
-def _cells(
-    plots: Sequence[_Plot], starts: Sequence[int], seats: Sequence[_Seat], place_F: Places, sizes_N: Integers
-) -> Places:
-    """The position of every token among all those of the step.    [F]"""
-    offset_N = np.repeat(np.array(starts[:-1], dtype=np.int32), [len(plot.seats) for plot in plots])
-    own_N = offset_N + np.array([seat.start - seat.shared for seat in seats], dtype=np.int32)
+def _cells(seats: Sequence[_Seat], place_F: Places, sizes_N: Integers) -> Places:
+    """The position of every token.    [F]"""
+    own_N = np.array([seat.start - seat.shared for seat in seats], dtype=np.int32)
     cell_F = place_F + np.repeat(own_N, sizes_N)
     shared_N = np.array([seat.shared for seat in seats], dtype=np.int32)
     if shared_N.any():
-        common_N = offset_N + np.array([seat.shared_start for seat in seats], dtype=np.int32)
+        common_N = np.array([seat.shared_start for seat in seats], dtype=np.int32)
         is_shared_F = place_F < np.repeat(shared_N, sizes_N)
-        cell_F = np.where(is_shared_F, place_F + np.repeat(common_N, sizes_N), cell_F)
+        np.add(place_F, np.repeat(common_N, sizes_N), out=cell_F, where=is_shared_F)
     return cell_F
 
 
@@ -232,9 +231,15 @@ def _joined(arrays: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype=dtype), *arrays], dtype=dtype, casting="unsafe")
 
 
-def _scattered(values_F: NDArray[Any], cell_F: Places, first_N1: Integers, size: int) -> Integers:
-    """Each token's value at its position, trajectory by trajectory; zero, which is padding, where no token stands."""
+def _laid(values_F: NDArray[Any], seats: Sequence[_Seat], first_N1: Integers, size: int) -> Integers:
+    """The values of all tokens at their positions; zero, which is padding, where no token stands."""
     array = np.zeros(size, dtype=np.int64)
+    ends: list[int] = first_N1.tolist()
+    for seat, first, end in zip(seats, ends, ends[1:], strict=False):  # whole runs: scattering is far slower
+        own = first + seat.shared
+        array[seat.start : seat.start + end - own] = values_F[own:end]
+        if seat.shared:
+            array[seat.shared_start : seat.shared_start + seat.shared] = values_F[first:own]
     return array
 
 

@@ -1,4 +1,4 @@
-"""A busy learner plans its next step while the current one computes, and a live switch in between costs one plan only."""
+"""A busy learner plans its next step while the current one computes; a live switch in between costs one plan."""
 
 from __future__ import annotations
 
