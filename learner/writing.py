@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.trajectory import Source, Tokens, Trajectory
+from common.trajectory import Logprobs, Source, Tokens, Trajectory
 from learner.batch import MicroBatch, Place, Span, Spans, TokenBatch
 from learner.cut import Piece
 
@@ -72,7 +72,7 @@ def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Writ
     sizes = [len(member.trajectory.tokens) for member in members]
     plots = [_plot(piece, sizes) for piece in pieces]
     starts = [0, *accumulate(plot.size for plot in plots)]  # of the micro-batches among the step's positions
-    seats = [seat.moved(start) for plot, start in zip(plots, starts, strict=False) for seat in plot.seats]
+    seats = list(chain.from_iterable(plot.seats for plot in plots))
     chosen = [members[seat.member] for seat in seats]
     sizes_N = np.array([sizes[seat.member] for seat in seats], dtype=np.int64)
     first_N1 = np.concatenate([[0], np.cumsum(sizes_N)])  # of the trajectories among the step's tokens
@@ -86,9 +86,10 @@ def written(pieces: Sequence[Piece | None], members: Sequence[Credited]) -> Writ
     response_T = np.flatnonzero(is_response_F)
     ends_N1 = np.searchsorted(response_T, first_N1)
     tokens = _token_batch(chosen, response_T, np.diff(ends_N1), tokens_F, sources_F)
+    moved = [seat.moved(start) for plot, start in zip(plots, starts, strict=False) for seat in plot.seats]
     arrays = _Arrays(
-        ids=_laid(tokens_F, seats, first_N1, starts[-1]),
-        positions=_laid(place_F, seats, first_N1, starts[-1]) if any(plot.spans for plot in plots) else None,
+        ids=_laid(tokens_F, moved, first_N1, starts[-1]),
+        positions=_laid(place_F, moved, first_N1, starts[-1]) if any(plot.spans for plot in plots) else None,
         predictor_T=cell_F.take(response_T - 1).astype(np.int64),
         places=tuple(member.place for member in chosen),
         tokens=tokens,
@@ -118,7 +119,7 @@ class _Arrays:
         return MicroBatch(
             input_ids=_tensor(self.ids[area]).view(len(plot.lengths), plot.width),
             lengths_B=torch.tensor(plot.lengths, dtype=torch.int64),
-            predictor_T=_tensor(self.predictor_T[tokens] - start),
+            predictor_T=_tensor(self.predictor_T[tokens]),
             tokens=self.tokens.part(tokens, sequences),
             places=self.places[sequences],
             spans=spans_of(plot.spans, self.positions[area]) if plot.spans and self.positions is not None else None,
@@ -148,7 +149,7 @@ def _plot(piece: Piece | None, sizes: Sequence[int]) -> _Plot:
 
 
 def _cells(seats: Sequence[_Seat], place_F: Places, sizes_N: Integers) -> Places:
-    """The position of every token.    [F]"""
+    """The position of every token in its micro-batch.    [F]"""
     own_N = np.array([seat.start - seat.shared for seat in seats], dtype=np.int32)
     cell_F = place_F + np.repeat(own_N, sizes_N)
     shared_N = np.array([seat.shared for seat in seats], dtype=np.int32)
@@ -200,7 +201,7 @@ def _token_batch(
         labels_T=_tensor(tokens_F.take(response_T).astype(np.int64)),
         sources_T=_tensor(sources_T),
         advantages_T=_tensor(np.repeat(advantages_N, counts_N)),
-        behaviour_logprobs_T=_tensor(behaviour_F.take(response_T).astype(np.float64)),
+        behaviour_logprobs_T=_tensor(behaviour_F.take(response_T)),
         expert_logprobs_T=_tensor(expert_T),
         has_expert_T=_tensor(has_expert_T),
         segment_T=_tensor(np.repeat(np.arange(len(members)), counts_N)),
@@ -211,10 +212,10 @@ def _token_batch(
 
 def _expert_logprobs(
     trajectories: Sequence[Trajectory], response_T: Integers, sources_T: NDArray[np.uint8]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[Logprobs, NDArray[np.bool_]]:
     """log π_φ where the expert wrote the token and it is known, else 0; and where it is known.    [T], [T]"""
     if all(t.expert_logprobs is None for t in trajectories):
-        return np.zeros(len(response_T), dtype=np.float64), np.zeros(len(response_T), dtype=np.bool_)
+        return np.zeros(len(response_T), dtype=np.float32), np.zeros(len(response_T), dtype=np.bool_)
     lengths = [len(t.tokens) for t in trajectories]
     given = [
         np.zeros(n) if t.expert_logprobs is None else t.expert_logprobs
@@ -224,7 +225,7 @@ def _expert_logprobs(
     known_F = np.repeat([t.expert_logprobs is not None for t in trajectories], lengths)
     wrote_T = (sources_T == Source.HINT) | (sources_T == Source.DEMONSTRATION)
     known_T = wrote_T & known_F.take(response_T)
-    return np.where(known_T, given_F.take(response_T), 0.0).astype(np.float64), known_T
+    return np.where(known_T, given_F.take(response_T), np.float32(0.0)), known_T
 
 
 def _joined(arrays: Sequence[NDArray[Any]], dtype: type[Any]) -> NDArray[Any]:
