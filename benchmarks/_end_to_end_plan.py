@@ -39,8 +39,8 @@ _LARGE = Tuning(kv_cache_mb=1024, learner_threads=2)
 _LONG_LARGE = replace(_LONG, kv_cache_mb=1024, learner_threads=2)
 
 PLANS = (
-    Plan("equal", "0.3M", 40, 8, 2e-4, 4, 0.8, trl_rows=128, calibration_s=15.0),
-    Plan("tail", "0.3M", 24, 8, 2e-4, 4, 0.8, trl_rows=128, calibration_s=15.0, tuning=_LONG),
+    Plan("equal", "0.3M", 40, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0),
+    Plan("tail", "0.3M", 30, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, tuning=_LONG),
     Plan("equal", "10M", 12, 6, 1e-4, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE),
     Plan("tail", "10M", 8, 6, 1e-4, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),
 )

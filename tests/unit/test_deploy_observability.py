@@ -174,6 +174,8 @@ def test_the_dashboard_is_whole() -> None:
         *("tributary_canary_difference", "tributary_canary_failures_total", "tributary_weight_fetched_bytes_total"),
         *("tributary_weight_reseeds_total", "tributary_publication_seconds_sum", "tributary_publication_changed_ratio"),
         *("tributary_publications_coalesced_total", "tributary_publication_anchors_total"),
+        *("tributary_learner_stage_seconds_total", "tributary_checkpoint_seconds_sum"),
+        *("tributary_learner_out_of_memory_total",),
     ],
 )
 def test_what_an_operator_has_to_see_has_a_panel(words: str) -> None:
