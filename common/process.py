@@ -42,6 +42,8 @@ from common.tasks import end
 HEARTBEAT_S = 1.0
 BEAT_LIMIT_S = 120.0
 HOST_VARIABLE, PORT_VARIABLE = "TRIBUTARY_METRICS_HOST", "TRIBUTARY_METRICS_PORT"
+LAUNCHED_VARIABLE = "TORCHELASTIC_RUN_ID"
+"""Set by torchrun for the processes that it starts."""
 _PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
@@ -201,7 +203,7 @@ Main = Callable[[Process], Awaitable[int]]
 
 def run(role: str, main: Main, argv: list[str] | None = None) -> int:
     """Run `main` as a process of this role and return its exit code: 0 done, 2 unusable settings, 1 anything else."""
-    arguments = _parser(role).parse_args(argv)
+    arguments = parser(role).parse_args(argv)
     die_with_parent()
     try:
         name = (arguments.name or role).replace("{host}", socket.gethostname())
@@ -255,8 +257,13 @@ def _on_signal(process: Process, number: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies, if the parent said that it wants that."""
-    if os.environ.get("TRIBUTARY_PARENT") and sys.platform == "linux":
+    """Ask the kernel to end this process when its parent dies, if the parent said that it wants that.
+
+    torchrun says nothing, and nothing keeps together what it started once it is gone: then at once.
+    """
+    if LAUNCHED_VARIABLE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    elif os.environ.get("TRIBUTARY_PARENT") and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(os.environ["TRIBUTARY_PARENT"]):
             raise SystemExit("the parent process is gone")
@@ -271,25 +278,28 @@ def _log_context(process: Process) -> dict[str, Any]:
     }
 
 
-def _parser(role: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=role, description=f"The {role} of a Tributary run.")
-    parser.add_argument("run_file", type=Path, help="the run file (TOML)")
-    parser.add_argument(
+def parser(role: str) -> argparse.ArgumentParser:
+    """The command line of a process of this role."""
+    arguments = argparse.ArgumentParser(prog=role, description=f"The {role} of a Tributary run.")
+    arguments.add_argument("run_file", type=Path, help="the run file (TOML)")
+    arguments.add_argument(
         "--name", help=f"name of this process, unique in the run; {{host}} is the machine's (default: {role})"
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--metrics-host",
         default=os.environ.get(HOST_VARIABLE) or "127.0.0.1",
         help=f"where /metrics, /healthz and /readyz listen (${HOST_VARIABLE})",
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--metrics-port",
         type=_port,
         default=os.environ.get(PORT_VARIABLE) or "0",
         help=f"their port; 0: any free one (${PORT_VARIABLE})",
     )
-    parser.add_argument("--log-level", default=os.environ.get("LOG_LEVEL", "INFO"), help="DEBUG, INFO, WARNING, ERROR")
-    return parser
+    arguments.add_argument(
+        "--log-level", default=os.environ.get("LOG_LEVEL", "INFO"), help="DEBUG, INFO, WARNING, ERROR"
+    )
+    return arguments
 
 
 def _port(text: str) -> int:

@@ -43,8 +43,7 @@ class Singer:
 
     def __init__(self, model: PreTrainedModel, tokens: Sequence[Sequence[int]]) -> None:
         self._tokens = tokens
-        empty = {id(weight): _empty(weight) for weight in model.parameters()}
-        self._shell = copy.deepcopy(model, cast(dict[int, Any], empty))  # buffers are copied, weights only named
+        self._shell = shell_of(model)
 
     def sing(self, weights: Mapping[str, Tensor]) -> Canary:
         """The canary of `weights`, which are named as the model names its modules' own."""
@@ -52,7 +51,8 @@ class Singer:
         device = next(iter(weights.values())).device
         # bfloat16 is slow on a CPU, and there no engine of ours computes in it.
         wide = device.type == "cpu"
-        used = {name: weight.float() if wide and weight.dtype == dtype else weight for name, weight in weights.items()}
+        used = {name: buffer.to(device) for name, buffer in self._shell.named_buffers()}
+        used |= {n: weight.float() if wide and weight.dtype == dtype else weight for n, weight in weights.items()}
         ids_BS = torch.tensor(self._tokens, device=device)
         logits_BSV = self._logits(used, ids_BS)
         logprobs_BSV = torch.log_softmax(logits_BSV, dim=-1)
@@ -71,6 +71,12 @@ class Singer:
         call: Any = functional_call
         logits_BSV: Tensor = call(self._shell, weights, (), {"input_ids": ids_BS, "use_cache": False}).logits
         return logits_BSV[:, :-1].float()
+
+
+def shell_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `model` without its weights: buffers are copied, weights only named."""
+    empty = {id(weight): _empty(weight) for weight in model.parameters()}
+    return copy.deepcopy(model, cast(dict[int, Any], empty))
 
 
 def tolerances(dtype: torch.dtype, spread: float) -> tuple[float, float]:

@@ -5,11 +5,16 @@ It costs no forward and two or three numbers a token, on the device that compute
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from torch import Tensor
 
 from learner.batch import Place, PolicyOutputs, TokenBatch
 from learner.packing import StepPlan
+from learner.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,3 +38,40 @@ class Evidence:
         for micro, outputs in zip(self.plan.micro_batches, self.outputs, strict=True):
             tokens = micro.tokens.to(outputs.logprobs_T.device, outputs.logprobs_T.dtype)
             yield Exhibit(micro.places, tokens, outputs)
+
+
+def collected(own: Evidence, others: Iterable[StepPlan], ranks: Ranks) -> Evidence | None:
+    """At rank 0 the evidence of all ranks. others: the plans of their shares; read at rank 0 only."""
+    if ranks.size == 1:
+        return own
+    columns = [_columns(outputs) for outputs in own.outputs]
+    row = torch.cat([*chain.from_iterable(columns), torch.zeros(0)]) if columns else torch.zeros(0)
+    if ranks.rank != 0:
+        ranks.collected(row, ())
+        return None
+    kinds = len(columns[0]) if columns else 0
+    plans = [own.plan, *others]
+    rows = ranks.collected(row, [kinds * _tokens(plan) for plan in plans])
+    outputs = [*own.outputs]
+    for plan, theirs in zip(plans[1:], rows[1:], strict=True):
+        outputs += _outputs(plan, theirs.to(row.device), kinds)
+    micro_batches = tuple(chain.from_iterable(plan.micro_batches for plan in plans))
+    return Evidence(replace(own.plan, micro_batches=micro_batches), tuple(outputs))
+
+
+def _columns(outputs: PolicyOutputs) -> list[Tensor]:
+    """Log-probs, entropy and, if they were asked for, those of the reference."""
+    columns = (outputs.logprobs_T, outputs.entropy_T, outputs.reference_logprobs_T)
+    return [column_T for column_T in columns if column_T is not None]
+
+
+def _outputs(plan: StepPlan, row: Tensor, kinds: int) -> Iterator[PolicyOutputs]:
+    """What a rank's row says about the micro-batches of its plan."""
+    for micro in plan.micro_batches:
+        tokens = len(micro.tokens.labels_T)
+        here, row = row[: kinds * tokens], row[kinds * tokens :]
+        yield PolicyOutputs(*here.view(kinds, tokens).unbind())
+
+
+def _tokens(plan: StepPlan) -> int:
+    return sum(len(micro.tokens.labels_T) for micro in plan.micro_batches)

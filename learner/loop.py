@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+import torch
+
 from common.config.live import LiveConfig
 from common.errors import RedisUnavailable, TributaryError
 from common.events import EventKind
@@ -53,9 +55,11 @@ class Diverged(TributaryError):
 
 def _snapshots(settings: RunFile, trainer: Trainer) -> Snapshots:
     """What takes the snapshots of a run, with its canary."""
-    model = trainer.model
+    model, dtype = trainer.model, publication_dtype(settings.model.dtype, trainer.device)
     tokens = canary_tokens(settings.run.name, settings.run.seed, vocabulary(model), longest(settings, model))
-    return Snapshots(model, publication_dtype(settings.model.dtype, trainer.device), tokens)
+    # What several GPUs hold together need not fit into one, unless it is to be broadcast from there.
+    device = torch.device("cpu") if trainer.ranks.size > 1 and settings.weights.transfer == "store" else trainer.device
+    return Snapshots(trainer.shell, dtype, tokens, source=trainer.weights, device=device)
 
 
 class Learner:

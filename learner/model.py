@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,22 +65,30 @@ def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """Every parameter and buffer once, by its name inside the module: a tied tensor under its first name only."""
     weights: dict[str, Tensor] = {}
     places: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if place not in places or tensor.numel() == 0:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # What is empty here or shared among ranks has no address; tied, it is one and the same object.
+        place = (tensor.data_ptr() or id(tensor), tensor.shape)
+        if place not in places:
             places.add(place)
             weights[name] = tensor.detach()
     return weights
 
 
-def take_weights(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> None:
-    """Take weights that `named_weights` returned. ValueError if they are another model's."""
+def check_fit(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> None:
+    """ValueError if weights that `named_weights` returned are another model's."""
     ours = named_weights(model)
     if ours.keys() != saved.keys() or any(ours[name].shape != saved[name].shape for name in ours):
         raise ValueError("its tensors have other names or shapes than the model's")
+
+
+def take_weights(
+    model: PreTrainedModel, saved: Mapping[str, Tensor], fill: Callable[[Tensor, Tensor], object] = Tensor.copy_
+) -> None:
+    """Take weights that `named_weights` returned. ValueError if they are another model's. fill: takes one of them."""
+    check_fit(model, saved)
     with torch.no_grad():
-        for name, weight in ours.items():
-            weight.copy_(saved[name])
+        for name, weight in named_weights(model).items():
+            fill(weight, saved[name])
 
 
 def published_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +63,11 @@ class Optimizer:
             moments |= {f"{name}.{key}": state[key] for key in _MOMENTS if key in state}
         return moments
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take moments that `tensors` returned."""
+    def restore(self, tensors: Mapping[str, Tensor], placed: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Take moments that `tensors` returned. placed: a copy of one of them that belongs to a parameter."""
         for name, parameter in self._named:
             state = {key: tensors.get(f"{name}.{key}") for key in _MOMENTS}
             if all(value is not None for value in state.values()):
                 self._adamw.state[parameter] = {
-                    key: value.to(parameter.device, copy=True) for key, value in state.items() if value is not None
+                    key: placed(value, parameter) for key, value in state.items() if value is not None
                 }

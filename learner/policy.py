@@ -6,16 +6,44 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from common.errors import SettingsError
 from learner.attending import arguments, is_equipped
 from learner.batch import MicroBatch, PolicyOutputs, Spans
 from learner.head import Head, logits_at_a_time, logprobs_and_entropy
+from learner.ranks import ALONE, Ranks
 
 _TOLERANCE = 0.02
 
 _HEAD = "policy_head"
 """The attribute of a model that names the function which computes its head; without it, `logprobs_and_entropy`."""
+
+
+class Policy:
+    """A model as what it is asked for: see `evaluate`. ranks: those that hold it together."""
+
+    ranks: Ranks = ALONE
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @property
+    def shell(self) -> PreTrainedModel:
+        """A model of the same build, whose weights may be missing."""
+        return self.model
+
+    @staticmethod
+    def of(policy: PreTrainedModel | Policy) -> Policy:
+        """The policy that a model is, unless it is one already."""
+        return policy if isinstance(policy, Policy) else Policy(policy)
+
+    def evaluate(self, micro: MicroBatch, temperature: float) -> PolicyOutputs:
+        """What it says about the response tokens of `micro`."""
+        return evaluate(self.model, micro, temperature)
+
+    def settle(self) -> None:
+        """Let go of what a forward holds that no backward followed."""
 
 
 def evaluate(model: Any, micro: MicroBatch, temperature: float) -> PolicyOutputs:

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from common.errors import SettingsError
 from learner.batch import MicroBatch
-from learner.policy import evaluate
+from learner.policy import Policy
 
-LoadModel = Callable[[], PreTrainedModel]
+LoadPolicy = Callable[[], PreTrainedModel | Policy]
 
 _REMEDY = "correct it, or set algorithm.kl_coefficient to 0"
 
@@ -24,36 +24,38 @@ class Reference:
     It computes exactly as the policy does, in the same precision: before the first update the two agree to the bit.
     """
 
-    def __init__(self, load: LoadModel | None, device: torch.device) -> None:
+    def __init__(self, load: LoadPolicy | None, device: torch.device) -> None:
         self._load = load
         self._device = device
-        self._model: PreTrainedModel | None = None
+        self._policy: Policy | None = None
 
     @property
     def is_held(self) -> bool:
         """Whether it is in memory."""
-        return self._model is not None
+        return self._policy is not None
 
     def hold(self, needed: bool) -> None:
         """Have it in memory if it is needed, and only then. SettingsError if it cannot be loaded."""
-        if needed and self._model is None:
-            self._model = self._loaded()
-        elif not needed and self._model is not None:
-            self._model = None
+        if needed and self._policy is None:
+            self._policy = self._loaded()
+        elif not needed and self._policy is not None:
+            self._policy = None
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
     @torch.no_grad()
     def logprobs(self, micro: MicroBatch, temperature: float) -> Tensor | None:
         """log π_ref of the response tokens of `micro`; None while it is not held.    [T]"""
-        return None if self._model is None else evaluate(self._model, micro, temperature).logprobs_T
+        return None if self._policy is None else self._policy.evaluate(micro, temperature).logprobs_T
 
-    def _loaded(self) -> PreTrainedModel:
+    def _loaded(self) -> Policy:
         if self._load is None:
             raise SettingsError("the algorithm needs a frozen reference, and no model was named for it")
         try:
             with _same_generators(self._device):
-                return self._load().requires_grad_(False)
+                policy = Policy.of(self._load())
+                policy.model.requires_grad_(False)
+                return policy
         except SettingsError as error:
             raise SettingsError(
                 f"the frozen reference that algorithm.kl_coefficient asks for cannot be loaded: {error}; {_REMEDY}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from common.weights import Canary
 from learner.canary import Singer
 from learner.model import named_weights, published_as, published_weights
+
+Source = Callable[[torch.dtype], Iterable[tuple[str, Tensor]]]
+"""Weights one by one, as `learner.model.named_weights` names them; those that are gathered first, as that type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,20 @@ class Snapshots:
     the next one is taken.
     """
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, canary: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dtype: torch.dtype,
+        canary: Sequence[Sequence[int]] = (),
+        *,
+        source: Source | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """source: where the weights come from if they are not in `model`. device: where copies lie; the model's."""
         self._model = model
         self._dtype = dtype
+        self._source: Source = source or (lambda dtype: named_weights(model).items())
+        self._device = device or model.device
         self._singer = Singer(model, canary) if canary else None
         self._used: dict[int, dict[str, Tensor]] = {}
         self._free: list[dict[str, Tensor]] = []
@@ -59,15 +73,15 @@ class Snapshots:
     def take(self, version: int, origin: Origin, updates: int | None = 0) -> Snapshot:
         """The weights as they are now. Called between two steps, by the thread that takes them."""
         copies = self._free.pop() if self._free else {}
-        for name, weight in named_weights(self._model).items():
+        for name, weight in self._source(self._dtype):
             if name not in copies:
-                copies[name] = torch.empty(weight.shape, dtype=published_as(weight, self._dtype), device=weight.device)
+                copies[name] = torch.empty(weight.shape, dtype=published_as(weight, self._dtype), device=self._device)
             copies[name].copy_(weight)
         self._used[version] = copies
         singer = self._singer
         tensors = published_weights(self._model, copies)
         sing = partial(singer.sing, copies) if singer else None
-        return Snapshot(version, origin, tensors, updates, sing, _now(self._model.device))
+        return Snapshot(version, origin, tensors, updates, sing, _now(self._device))
 
     def give_back(self, snapshot: Snapshot) -> None:
         """Nobody reads this snapshot any more: its memory is for the next one."""

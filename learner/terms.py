@@ -82,10 +82,17 @@ def taught_tokens(algorithm: Algorithm, batch: TokenBatch) -> Tensor:
     return reduce(torch.logical_or, (term.on(batch) for term in algorithm.terms))
 
 
-def surveyed(algorithm: Algorithm, looks: Iterable[tuple[TokenBatch, PolicyOutputs]]) -> Algorithm:
-    """The algorithm as its survey completes it. looks: the step's micro-batches, read only if there is one."""
+def surveyed(
+    algorithm: Algorithm,
+    looks: Iterable[tuple[TokenBatch, PolicyOutputs]],
+    everyone: Callable[[Tensor], Tensor] = lambda values_K: values_K,
+) -> Algorithm:
+    """The algorithm as its survey completes it. looks: the step's micro-batches, read only if there is one.
+
+    everyone: the values of one rank -> those of all.
+    """
     if algorithm.survey is None:
         return algorithm
     with torch.no_grad():
         seen = [algorithm.survey.observe(batch, outputs) for batch, outputs in looks]
-        return algorithm.survey.settle(torch.cat(seen) if seen else torch.zeros(0))
+        return algorithm.survey.settle(everyone(torch.cat(seen) if seen else torch.zeros(0)))

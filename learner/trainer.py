@@ -20,24 +20,24 @@ from common.trajectory import Group
 from learner import schedules
 from learner.algorithms import build
 from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
-from learner.evidence import Evidence
+from learner.evidence import Evidence, collected
 from learner.foresight import Foresight
-from learner.layout import Layout
+from learner.layout import Layout, Share
 from learner.memory import Budget, Extent, OutOfMemory, is_shortage
-from learner.model import named_weights, take_weights
+from learner.model import named_weights, published_as, take_weights
 from learner.objective import StepSums, empty_sums, loss
 from learner.optimizer import Optimizer
 from learner.outcome import Abandoned, Rehearsed, StepOutcome, Verdict
 from learner.packing import StepPlan, plan_step
-from learner.policy import evaluate
-from learner.reference import LoadModel, Reference
+from learner.policy import Policy
+from learner.ranks import Heed, plain
+from learner.reference import LoadPolicy, Reference
 from learner.rehearsal import RehearsalBuffer
 from learner.terms import Algorithm, Rehearsal, surveyed
 from learner.timing import Stage, stopwatch
 from learner.transfer import Transfer
 
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
-Heed = Callable[[], None]
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +64,21 @@ class Trainer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        policy: PreTrainedModel | Policy,
         layout: Layout,
         *,
-        load_reference: LoadModel | None = None,
+        load_reference: LoadPolicy | None = None,
         budget: Budget | None = None,
         foresight: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.model = model
+        self._policy = Policy.of(policy)
+        self.ranks = self._policy.ranks
+        self.model = self._policy.model
         self.updates = 0
         self.budget = budget or Budget({"micro_batch_tokens": layout.tokens})
         self._layout = layout
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self._parameters = [p for _, p in named]
         self.device = self._parameters[0].device
         self._watch, self._transfer = stopwatch(self.device, clock), Transfer(self.device)
@@ -92,6 +94,11 @@ class Trainer:
         return replace(self._layout, tokens=self.budget.tokens)
 
     @property
+    def shell(self) -> PreTrainedModel:
+        """A model of the same build, whose weights may be missing."""
+        return self._policy.shell
+
+    @property
     def waiting(self) -> int:
         """Demonstrations that wait for a rehearsal."""
         return len(self._buffer)
@@ -104,6 +111,50 @@ class Trainer:
         heed is called before every micro-batch; when it raises Abandoned before the step is made, nothing has changed
         but a rehearsal that the step before had left over. A rehearsal that is given up is made before the next step.
         """
+        with self.ranks.working():
+            return self._step(live, groups, self.ranks.heeding(heed), keep_evidence=keep_evidence)
+
+    def foresee(self, live: LiveConfig, groups: Sequence[Group]) -> None:
+        """Plan the step on `groups` ahead, beside what is computed now; any other step can still come next."""
+        if self._foresight is not None:
+            self._foresight.begin(live, groups, self.layout)
+
+    def tensors(self) -> TensorFiles:
+        """The whole state as named tensors, by file: weights, optimiser moments, random generators, rehearsals.
+
+        With several ranks each tensor is gathered when it is read: all of them, by every rank, in order and once.
+        """
+        self._policy.settle()
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        files = {"model": named_weights(self.model), "optimizer": self._optimizer.tensors(), "generators": generators}
+        rehearsing = {"rehearsal": self._buffer.tensors(), "rehearsal_optimizer": self._rehearsal_optimizer.tensors()}
+        files |= {name: tensors for name, tensors in rehearsing.items() if tensors}
+        return {name: self.ranks.gathering(tensors) for name, tensors in files.items()}
+
+    def weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """The weights one by one, on the device; as `dtype` where they had to be gathered."""
+        self._policy.settle()
+        for name, weight in named_weights(self.model).items():
+            yield name, self.ranks.whole(weight, published_as(weight, dtype))
+
+    def restore(self, tensors: TensorFiles, updates: int) -> None:
+        """Take a state that `tensors` returned. ValueError if it is another model's."""
+        take_weights(self.model, tensors["model"], self.ranks.fill)
+        self._optimizer.restore(tensors["optimizer"], self.ranks.placed)
+        self._rehearsal_optimizer.restore(tensors.get("rehearsal_optimizer", {}), self.ranks.placed)
+        self._buffer.restore(tensors.get("rehearsal", {}))
+        torch.set_rng_state(tensors["generators"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in tensors["generators"]:
+            torch.cuda.set_rng_state(tensors["generators"]["cuda"], self.device)
+        self.updates = updates
+
+    def close(self) -> None:
+        """Part from the other ranks, if there are any."""
+        self.ranks.close()
+
+    def _step(self, live: LiveConfig, groups: Sequence[Group], heed: Heed, *, keep_evidence: bool) -> StepOutcome:
         algorithm = build(live.algorithm, longest_response=live.sampling.max_response_tokens)
         self._reference.hold(algorithm.needs_reference)
         rehearsals = self._rehearse(algorithm.rehearsal, live, heed) if self._buffer.owed else []
@@ -120,31 +171,6 @@ class Trainer:
             except Abandoned:  # the step itself stands
                 self._zero_gradients()
         return replace(outcome, rehearsal=Rehearsed(self.waiting, rehearsals))
-
-    def foresee(self, live: LiveConfig, groups: Sequence[Group]) -> None:
-        """Plan the step on `groups` ahead, beside what is computed now; any other step can still come next."""
-        if self._foresight is not None:
-            self._foresight.begin(live, groups, self.layout)
-
-    def tensors(self) -> TensorFiles:
-        """The whole state as named tensors, by file: weights, optimiser moments, random generators, rehearsals."""
-        generators = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.device)
-        files = {"model": named_weights(self.model), "optimizer": self._optimizer.tensors(), "generators": generators}
-        rehearsing = {"rehearsal": self._buffer.tensors(), "rehearsal_optimizer": self._rehearsal_optimizer.tensors()}
-        return {**files, **{name: tensors for name, tensors in rehearsing.items() if tensors}}
-
-    def restore(self, tensors: TensorFiles, updates: int) -> None:
-        """Take a state that `tensors` returned. ValueError if it is another model's."""
-        take_weights(self.model, tensors["model"])
-        self._optimizer.restore(tensors["optimizer"])
-        self._rehearsal_optimizer.restore(tensors.get("rehearsal_optimizer", {}))
-        self._buffer.restore(tensors.get("rehearsal", {}))
-        torch.set_rng_state(tensors["generators"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in tensors["generators"]:
-            torch.cuda.set_rng_state(tensors["generators"]["cuda"], self.device)
-        self.updates = updates
 
     def _rehearse(self, rehearsal: Rehearsal | None, live: LiveConfig, heed: Heed) -> list[StepOutcome]:
         """The rehearsal that is owed, if any. Its demonstrations are done with, whatever came of it."""
@@ -176,12 +202,14 @@ class Trainer:
     def _attempt(self, course: _Course, groups: Sequence[Group], heed: Heed) -> StepOutcome:
         self._watch.start()
         self._at_work = Extent(len(groups), self.budget.tokens)
-        plan = self._plan(course, groups)
+        plan = self._counted(self._plan(course, groups))
         self._watch.lap(Stage.PACK)
         self._zero_gradients()
         sums, outputs = self._accumulate(course, plan, heed)
-        norm = torch.nn.utils.get_total_norm(self._gradients())
-        figures = torch.cat([norm.to(sums.entropy)[None], sums.flat()]).cpu()  # the host waits here for the device
+        norm = self.ranks.whole(torch.nn.utils.get_total_norm(self._gradients()))
+        figures = torch.cat(
+            [norm.to(sums.entropy)[None], self.ranks.sum(sums.flat())]
+        ).cpu()  # the host waits here for the device
         grad_norm, sums = float(figures[0]), sums.refilled(figures[1:])
         self._watch.lap(Stage.BACKWARD)
         verdict = self._verdict(sums, grad_norm)
@@ -198,14 +226,14 @@ class Trainer:
             trajectories=plan.trajectories,
             flat_groups=plan.flat_groups,
             times=self._watch.read(),
-            evidence=Evidence(plan, tuple(outputs)) if course.keeps_evidence else None,
+            evidence=self._evidence(course, groups, Evidence(plan, tuple(outputs))),
         )
 
     def _plan(self, course: _Course, groups: Sequence[Group]) -> StepPlan:
         foreseen = None
         if self._foresight is not None and course.optimizer is self._optimizer:  # rehearsals are not foreseen
             foreseen = self._foresight.recall(course.live, groups, self.layout)
-        return foreseen or plan_step(course.algorithm, groups, self.layout)
+        return foreseen or plan_step(course.algorithm, groups, self.layout, self._share)
 
     def _accumulate(self, course: _Course, plan: StepPlan, heed: Heed) -> tuple[StepSums, list[PolicyOutputs]]:
         """The gradient of the whole step, added up over its micro-batches; their outputs if they are to be kept.
@@ -214,13 +242,13 @@ class Trainer:
         """
         kept: list[PolicyOutputs] = []
         temperature = course.live.sampling.temperature
-        algorithm = surveyed(course.algorithm, self._looks(plan, temperature, heed))
+        algorithm = surveyed(course.algorithm, self._looks(plan, temperature, heed), self.ranks.concatenated)
         self._watch.lap(Stage.FORWARD)
         total: StepSums | None = None
         for here in self._at_hand(plan, heed):
             with self._compute():
                 reference_T = self._reference.logprobs(here, temperature) if algorithm.needs_reference else None
-                outputs = replace(evaluate(self.model, here, temperature), reference_logprobs_T=reference_T)
+                outputs = replace(self._policy.evaluate(here, temperature), reference_logprobs_T=reference_T)
             value, sums = loss(algorithm, plan, here, outputs)
             self._watch.lap(Stage.FORWARD)
             if value.requires_grad:
@@ -235,7 +263,7 @@ class Trainer:
         """What the policy says of each micro-batch, one forward at a time."""
         for here in self._at_hand(plan, heed):
             with self._compute():
-                outputs = evaluate(self.model, here, temperature)
+                outputs = self._policy.evaluate(here, temperature)
             yield here.tokens, outputs
             self._watch.lap(Stage.FORWARD)
 
@@ -273,12 +301,41 @@ class Trainer:
         return [p.grad for p in self._parameters if p.grad is not None]
 
     def _zero_gradients(self) -> None:
+        self._policy.settle()
         self.model.zero_grad()
+
+    @property
+    def _share(self) -> Share:
+        return Share(self.ranks.rank, self.ranks.size)
+
+    def _counted(self, plan: StepPlan) -> StepPlan:
+        """The plan with the figures of the whole step, all ranks' shares together."""
+        own = plain([*plan.counts.values(), plan.groups, plan.flat_groups, plan.trajectories, plan.tokens])
+        *counts, groups, flat_groups, trajectories, tokens = (float(number) for number in self.ranks.sum(own))
+        return replace(
+            plan.with_counts(dict(zip(plan.counts, counts, strict=True))),
+            groups=int(groups),
+            flat_groups=int(flat_groups),
+            trajectories=int(trajectories),
+            tokens=int(tokens),
+        )
+
+    def _evidence(self, course: _Course, groups: Sequence[Group], own: Evidence) -> Evidence | None:
+        """The evidence of all ranks, at the first; None if it is not to be kept."""
+        if not course.keeps_evidence:
+            return None
+        size, layout = self.ranks.size, self.layout
+        plans = (plan_step(course.algorithm, groups, layout, Share(rank, size)) for rank in range(1, size))
+        return collected(own, plans, self.ranks)
 
     def _verdict(self, sums: StepSums, grad_norm: float) -> Verdict:
         if not (math.isfinite(float(sums.values_K.sum())) and math.isfinite(grad_norm)):
             return Verdict.NOT_FINITE
         # The norm of very small gradients underflows to zero, so zero is looked up where it matters.
-        if grad_norm == 0 and not any(bool(gradient.any()) for gradient in self._gradients()):
+        if grad_norm == 0 and not self.ranks.sum(plain([self._has_slope()])):
             return Verdict.FLAT
         return Verdict.UPDATED
+
+    def _has_slope(self) -> bool:
+        """Whether any gradient is anything but zero here."""
+        return any(bool(self.ranks.own(gradient).any()) for gradient in self._gradients())

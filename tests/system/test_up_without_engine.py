@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from up_process import UpProcess, command, write_run
 
+from services.cli.up import process_table
+
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
 Start = Callable[..., UpProcess]
@@ -115,6 +117,23 @@ def test_after_its_own_violent_death_no_process_is_left_and_the_run_can_be_start
     assert "no run is up" in status.stderr
     again = start(tmp_path / "run.toml")
     again.wait_for("resuming the run in")
+
+
+def test_a_learner_of_several_processes_is_one_program_that_dies_restarts_and_stops_whole(
+    start: Start, tmp_path: Path
+) -> None:
+    run_file = write_run(tmp_path)
+    run_file.write_text(run_file.read_text().replace('device = "cpu"', 'device = "cpu"\nprocesses = 2'))
+    up = start(run_file)
+    up.wait_for("learner is ready", 180)
+    ranks = process_table.marked("RANK", "1")
+    os.kill(next(pid for pid in up.left() if pid in ranks), signal.SIGKILL)
+    up.wait_for(r"learner died \(exit code 1\)")
+    up.wait_for("learner restarted")
+    assert not set(ranks) & set(up.left())
+    up.signal(signal.SIGINT)
+    assert up.wait(30) == INTERRUPTED
+    assert up.left() == []
 
 
 def test_fresh_moves_the_old_run_aside_and_begins_with_the_first_revision(start: Start, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_program_that_ended_too_early_can_be_revived(stage: Stage) -> None:
 def test_only_the_process_that_runs_now_is_believed_to_be_ready(stage: Stage) -> None:
     stage.run("a", _FOR_EVER)
     pid = stage.supervisor.pid("a")
-    assert not stage.supervisor.mark_ready("a", pid + 1)
+    assert not stage.supervisor.mark_ready("a", os.getpid())
     assert not stage.supervisor.mark_ready("unknown", pid)
     assert stage.supervisor.waiting_for() == ["a"]
     assert stage.supervisor.mark_ready("a", pid)
@@ -286,3 +287,18 @@ def test_a_program_that_stands_back_does_so_with_its_children(tmp_path: Path) ->
     assert (own, of_its_child) == (asked, asked)
     if Path("/proc/self/autogroup").exists():
         assert group[0].endswith(" nice 7")
+
+
+async def test_a_program_speaks_and_is_stopped_through_processes_in_sessions_of_their_own(stage: Stage) -> None:
+    """As torchrun, which passes on a signal and waits for its workers; this one does neither."""
+    begin = "import subprocess, sys; subprocess.Popen([*sys.argv[1:]], start_new_session=True).wait()"
+    stage.run("a", f"exec {sys.executable} -c '{begin}' sleep 60")
+    shell = stage.supervisor.pid("a")
+    deadline_s = time.monotonic() + 20
+    while not (worker := [pid for pid in process_table.members([shell]) if pid != shell]):
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.02)
+    assert os.getsid(worker[0]) != shell
+    assert stage.supervisor.mark_ready("a", worker[0])
+    await stage.stop(hurry=True)
+    assert not set(worker) & {entry.pid for entry in process_table.entries()}

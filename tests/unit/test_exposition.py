@@ -42,7 +42,7 @@ def ask(exposition: Exposition, path: str) -> tuple[int | None, bytes]:
 
 def defaults(role: str = "worker") -> tuple[str, int]:
     """Host and port that a process takes if no option names any."""
-    arguments = process._parser(role).parse_args(["run.toml"])
+    arguments = process.parser(role).parse_args(["run.toml"])
     return arguments.metrics_host, arguments.metrics_port
 
 

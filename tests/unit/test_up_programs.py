@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,14 @@ def test_the_hub_is_asked_only_for_models_that_are_not_here(tmp_path: Path, monk
     hub = asked.model_copy(update={"expert": asked.expert.model_copy(update={"model": "someone/expert"})})
     offline = {role: environment(hub, role).get("HF_HUB_OFFLINE") for role in ("generator", "scorer", "learner")}
     assert offline == {"generator": None, "scorer": None, "learner": "1"}
+
+
+def test_a_learner_of_several_processes_is_started_by_torchrun(tmp_path: Path) -> None:
+    run_file = tmp_path / "run.toml"
+    asked = settings(tmp_path, "[learner]\nprocesses = 2\n")
+    started = {p.name: p for p in programs(asked, run_file, "redis://here")}
+    launcher = ("-m", "services.cli.up.tether", str(os.getpid()), sys.executable)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    learner = ("-m", "learner", str(run_file), "--name", "learner")
+    assert started["learner"].command == (sys.executable, *launcher, *torchrun, *learner)
+    assert started["curriculum"].command[:3] == (sys.executable, "-m", "services.curriculum")

@@ -36,9 +36,14 @@ def entries() -> list[Entry]:
 
 
 def members(sessions: Iterable[int]) -> list[int]:
-    """The ids of the live processes that belong to one of these sessions."""
-    wanted = set(sessions)
-    return [entry.pid for entry in entries() if entry.session in wanted]
+    """The ids of the live processes that belong to one of these sessions, or to one that was begun from there."""
+    wanted, table = set(sessions), entries()
+    while True:
+        found = [entry.pid for entry in table if entry.session in wanted]
+        begun = {entry.session for entry in table if entry.parent in found} - wanted
+        if not begun:
+            return found
+        wanted |= begun
 
 
 def marked(variable: str, value: str) -> list[int]:

@@ -31,15 +31,24 @@ def programs(settings: RunFile, run_file: Path, redis_url: str) -> list[Program]
 
 def _program(settings: RunFile, run_file: Path, redis_url: str, name: str, role: str) -> Program:
     module = _MODULES.get(role, f"services.{role}")
+    processes = settings.learner.processes if role == LEARNER else 1
     return Program(
         name=name,
         role=role,
-        command=(sys.executable, "-m", module, str(run_file), "--name", name),
+        command=(*_launcher(processes), "-m", module, str(run_file), "--name", name),
         environment=environment(settings, role) | {"REDIS_URL": redis_url},
         log=log_path(settings, name),
         may_end=role == LEARNER,
         nice=_NICE.get(role, 0),
     )
+
+
+def _launcher(processes: int) -> tuple[str, ...]:
+    """What `-m MODULE` follows: Python, or torchrun, which starts several and stops all of them when one ends."""
+    if processes == 1:
+        return (sys.executable,)
+    tether = (sys.executable, "-m", "services.cli.up.tether", str(os.getpid()))
+    return (*tether, sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
 
 
 def log_path(settings: RunFile, name: str) -> Path:
