@@ -13,8 +13,8 @@ from torch import Tensor
 
 from common.deltas import Patch, read_patches, write_delta
 from common.digests import digest
-from learner.changes import apply, are_same, changes_on_device, host_patterns, layout_of
-from learner.changes import changes as changes_here
+from learner.publication.changes import apply, are_same, changes_on_device, host_patterns, layout_of
+from learner.publication.changes import changes as changes_here
 
 Changes = Callable[[str, Tensor, Tensor], Iterator[Patch]]
 SHARES = (0.001, 0.013, 0.05, 0.085, 0.42, 1.0)

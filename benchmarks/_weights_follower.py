@@ -18,7 +18,7 @@ from common.stores.fetching import fetch
 from common.stores.storage import WeightStorage
 from common.tensor_file import TensorFile
 from common.weights import ANCHOR_FILE, DELTA_FILE, Manifest, PublicationKind
-from learner.changes import host_patterns
+from learner.publication.changes import host_patterns
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,11 @@ from benchmarks._weights_follower import Follower, Timings
 from benchmarks._weights_steps import SFT, small_model, take_step
 from common.stores.directory import DirectoryStorage
 from common.weights import Manifest, PublicationKind
-from learner.canary import canary_tokens
-from learner.layout import Layout
-from learner.snapshot import Origin, Snapshots
+from learner.packing.layout import Layout
+from learner.publication.canary import canary_tokens
+from learner.publication.snapshot import Origin, Snapshots
+from learner.publication.weight_store import Publication, WeightStore
 from learner.trainer import Trainer
-from learner.weight_store import Publication, WeightStore
 
 PHASES: tuple[str | float, ...] = (1e-6, 5e-6, 1e-5, 1e-4, SFT)
 WARM_UP = 20

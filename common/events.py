@@ -24,7 +24,7 @@ class EventKind(StrEnum):
 
     step: one optimiser step (keys: learner/record.py). evaluation: one held-out evaluation {dataset, version, step,
     accuracy, pass_at_k, k, nll, prompts, failures, seconds}. publication: {version, step, kind, base, bytes,
-    full_bytes, changed, snapshot_s, canary_s, encode_s, write_s, seconds}, see learner/publisher.py.
+    full_bytes, changed, snapshot_s, canary_s, encode_s, write_s, seconds}, see learner/publication/publisher.py.
     update: a generator applied a version, proved by its canary {generator, version, bytes, canary (largest difference
     or null), fetch_s, apply_s, pause_s, canary_s}. generation: a generator's
     rates {generator, tokens_per_s, running, requests}. revision: Revision.record(). in_force: {process, role,

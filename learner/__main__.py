@@ -11,13 +11,13 @@ from common.process import Process, run
 from common.stores.directory import DirectoryStorage
 from common.stores.opening import TOKEN_VARIABLE, storage_to_write
 from learner.compute import ComputeThread
-from learner.following import follow
+from learner.forward.model import longest, vocabulary
 from learner.intake import Acceptance, Intake
 from learner.loop import Learner
-from learner.model import longest, vocabulary
 from learner.opening import open_trainer
-from learner.ranks import own_rank
-from learner.weight_server import WeightServer
+from learner.publication.weight_server import WeightServer
+from learner.ranks.alone import own_rank
+from learner.ranks.following import follow
 
 
 async def main(process: Process) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from common.metrics import LearnerMetrics
 from common.process import Process
-from learner.archive import Archive
 from learner.standing import Standing
+from learner.storage.archive import Archive
 
 _RETRY_S = 2.0
 

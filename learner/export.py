@@ -17,9 +17,7 @@ from transformers import PreTrainedModel
 
 from common.errors import SettingsError, TributaryError
 from common.settings import RunFile, load_run
-from learner.checkpoint import CheckpointStore
-from learner.durable import appearing
-from learner.model import (
+from learner.forward.model import (
     load_policy,
     named_weights,
     publication_dtype,
@@ -27,6 +25,8 @@ from learner.model import (
     published_weights,
     take_weights,
 )
+from learner.storage.checkpoint import CheckpointStore
+from learner.storage.durable import appearing
 
 _WEIGHTS_FILE, _GENERATION_FILE = "model.safetensors", "generation_config.json"
 _COPIED = (

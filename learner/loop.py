@@ -22,22 +22,22 @@ from common.stores.opening import storage_to_write
 from common.streams import Entry
 from common.wire import encode_group
 from learner import memory
-from learner.archive import Archive
 from learner.attention import Attention
-from learner.canary import canary_tokens
 from learner.compute import ComputeThread
-from learner.foresight import foreseeing
+from learner.forward.model import longest, publication_dtype, vocabulary
 from learner.gathering import Batch, Gathering
-from learner.inspection import Inspected, Inspection
+from learner.insight.inspection import Inspected, Inspection
 from learner.intake import Intake, quarantine
-from learner.model import longest, publication_dtype, vocabulary
 from learner.outcome import Abandoned, StepOutcome, Verdict
-from learner.publisher import Publisher
+from learner.packing.foresight import foreseeing
+from learner.publication.canary import canary_tokens
+from learner.publication.publisher import Publisher
+from learner.publication.snapshot import Origin, Snapshot, Snapshots
+from learner.publication.weight_store import WeightStore
 from learner.record import Material, StepRecord, Timeline
-from learner.snapshot import Origin, Snapshot, Snapshots
 from learner.standing import Standing
+from learner.storage.archive import Archive
 from learner.trainer import Trainer
-from learner.weight_store import WeightStore
 
 _NOT_FINITE_LIMIT = 3
 _RETRY_S = 2.0

@@ -18,7 +18,7 @@ from common.events import EventKind
 from common.metrics import LearnerMetrics
 from common.process import Process
 from common.settings import LearnerSettings
-from learner.durable import sync
+from learner.storage.durable import sync
 
 _SIGNS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _FILE = "memory.json"

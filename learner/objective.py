@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.trajectory import Source
 from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
-from learner.packing import StepPlan
+from learner.packing.plan import StepPlan
 from learner.ratios import importance_ratio
 from learner.selectors import policy_tokens
 from learner.terms import Algorithm, Term, taught_tokens

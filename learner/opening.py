@@ -10,15 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 from common.settings import RunFile
-from learner.attending import choose_kernel, equip
+from learner.forward.attending import choose_kernel, equip
+from learner.forward.layers import checkpoint_activations, compile_layers
+from learner.forward.model import choose_device, load_policy
+from learner.forward.policy import Policy, check_head, use_head
+from learner.forward.suiting import suited
 from learner.head import choose_head
-from learner.layers import checkpoint_activations, compile_layers
-from learner.layout import Layout
 from learner.memory import Budget
-from learner.model import choose_device, load_policy
-from learner.policy import Policy, check_head, use_head
-from learner.ranks import is_among_several, plain
-from learner.suiting import suited
+from learner.packing.layout import Layout
+from learner.ranks.alone import is_among_several, plain
 from learner.trainer import Trainer
 
 
@@ -70,9 +70,9 @@ def _suited(settings: RunFile, model: PreTrainedModel, device: torch.device) -> 
 def _open_shared(settings: RunFile, kind: torch.device) -> Trainer:
     """The trainer of this rank, which leads the others or follows. RankLost if they do not come together."""
     # Here, since they take a second to import that no other learner needs to spend.
-    from learner.collective import CollectiveRanks, own_device
-    from learner.leading import LeadingTrainer
-    from learner.sharding import spread
+    from learner.ranks.collective import CollectiveRanks, own_device
+    from learner.ranks.leading import LeadingTrainer
+    from learner.ranks.sharding import spread
 
     device, host = own_device(kind), torch.device("cpu")
     ranks = CollectiveRanks(device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from learner.evidence import Evidence
+from learner.insight.evidence import Evidence
 from learner.objective import StepSums
 from learner.timing import StageTimes
 

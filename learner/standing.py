@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from learner.checkpoint import Progress
 from learner.ledger import Ledger
 from learner.lineage import Lineage
+from learner.storage.checkpoint import Progress
 
 
 @dataclass(slots=True)

@@ -20,22 +20,22 @@ from common.trajectory import Group
 from learner import schedules
 from learner.algorithms import build
 from learner.batch import MicroBatch, PolicyOutputs, TokenBatch
-from learner.evidence import Evidence, collected
-from learner.foresight import Foresight
-from learner.layout import Layout, Share
+from learner.forward.model import named_weights, published_as, take_weights
+from learner.forward.policy import Policy
+from learner.forward.reference import LoadPolicy, Reference
+from learner.insight.evidence import Evidence, collected
 from learner.memory import Budget, Extent, OutOfMemory, is_shortage
-from learner.model import named_weights, published_as, take_weights
 from learner.objective import StepSums, empty_sums, loss
 from learner.optimizer import Optimizer
 from learner.outcome import Abandoned, Rehearsed, StepOutcome, Verdict
-from learner.packing import StepPlan, plan_step
-from learner.policy import Policy
-from learner.ranks import Heed, plain
-from learner.reference import LoadPolicy, Reference
+from learner.packing.foresight import Foresight
+from learner.packing.layout import Layout, Share
+from learner.packing.plan import StepPlan, plan_step
+from learner.packing.transfer import Transfer
+from learner.ranks.alone import Heed, plain
 from learner.rehearsal import RehearsalBuffer
 from learner.terms import Algorithm, Rehearsal, surveyed
 from learner.timing import Stage, stopwatch
-from learner.transfer import Transfer
 
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
 

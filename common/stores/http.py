@@ -1,4 +1,4 @@
-"""The HTTP store: versions that the learner serves (learner/weight_server.py), read by ranges, with a bearer token."""
+"""The HTTP store: versions that the learner serves, read by ranges, with a bearer token."""
 
 from __future__ import annotations
 

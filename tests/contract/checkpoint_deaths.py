@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from common import durable
-from learner import archive, checkpoint
-from learner.archive import Archive
-from learner.checkpoint import CheckpointStore
 from learner.ledger import Ledger
-from learner.state_copy import StateCopy
+from learner.storage import archive, checkpoint
+from learner.storage.archive import Archive
+from learner.storage.checkpoint import CheckpointStore
+from learner.storage.state_copy import StateCopy
 from tests.contract.publication_deaths import die
 
 STAGES = (
@@ -98,9 +98,9 @@ def _remove_half(due: Any) -> None:
     """Die when an old checkpoint has lost one of its files."""
     real = CheckpointStore._directories
 
-    def dying(store: CheckpointStore) -> list[Path]:
-        found = real(store)
-        if len(found) > store._keep and due():
+    def dying(self: CheckpointStore) -> list[Path]:
+        found = real(self)
+        if len(found) > self._keep and due():
             next(found[0].glob("*.safetensors")).unlink()
             die()
         return found

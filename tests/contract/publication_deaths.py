@@ -9,9 +9,9 @@ from typing import Any
 
 from common import durable
 from common.weights import WeightAnnouncements
-from learner import weight_store
-from learner.publisher import Publisher
-from learner.weight_store import WeightStore
+from learner.publication import weight_store
+from learner.publication.publisher import Publisher
+from learner.publication.weight_store import WeightStore
 
 DIES_AT = 3
 """The publication, counted from the start of the process, that is not survived."""

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from learner.attending import equip
-from learner.collective import CollectiveRanks
-from learner.directives import End, encode
-from learner.evidence import Evidence
-from learner.following import obey
-from learner.layout import Layout
-from learner.leading import LeadingTrainer
+from learner.forward.attending import equip
+from learner.insight.evidence import Evidence
 from learner.outcome import Abandoned, StepOutcome, Verdict
-from learner.sharding import spread
-from learner.snapshot import Origin, Snapshots
+from learner.packing.layout import Layout
+from learner.publication.snapshot import Origin, Snapshots
+from learner.ranks.collective import CollectiveRanks
+from learner.ranks.directives import End, encode
+from learner.ranks.following import obey
+from learner.ranks.leading import LeadingTrainer
+from learner.ranks.sharding import spread
 from learner.trainer import Trainer
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "unit")]

@@ -21,9 +21,9 @@ from common.events import EventKind
 from common.muster import Muster
 from common.process import Process
 from common.settings import load_run
-from learner.broadcaster import Broadcaster
-from learner.nccl import BroadcastFailed, NcclGroup, within
-from learner.snapshot import Origin, Snapshot
+from learner.publication.broadcaster import Broadcaster
+from learner.publication.nccl import BroadcastFailed, NcclGroup, within
+from learner.publication.snapshot import Origin, Snapshot
 
 pytestmark = pytest.mark.asyncio
 RUN = """

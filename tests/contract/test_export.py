@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from common.settings import load_run
-from learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from learner.export import main
-from learner.layout import Layout
-from learner.model import load_policy
+from learner.forward.model import load_policy
+from learner.packing.layout import Layout
+from learner.storage.checkpoint import Checkpoint, CheckpointStore, Progress
 from learner.trainer import Trainer
 from tests.contract.learner_rig import ROOT, checkpoint_of, save_tiny_model, write_run
 

@@ -116,7 +116,9 @@ class Lives:
 
 def deaths(dice: random.Random) -> list[tuple[str, float | None]]:
     """At least one of every kind, in random order: the stage at which a life ends, or after how many seconds."""
-    stages = [(f"{stage}:{dice.randint(1, 4)}", None) for stage in checkpoint_deaths.STAGES]
+    stages: list[tuple[str, float | None]] = [
+        (f"{stage}:{dice.randint(1, 4)}", None) for stage in checkpoint_deaths.STAGES
+    ]
     # All versions are anchors here: a delta that is torn has its test beside the other publications.
     stages += [(stage, None) for stage in publication_deaths.STAGES if stage != "partial file"]
     stages += [(STARTING, dice.uniform(0.1, 1.5)) for _ in range(STARTS)]

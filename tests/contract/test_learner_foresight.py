@@ -11,11 +11,10 @@ import pytest
 import pytest_asyncio
 
 from common.trajectory import Group
-from learner import __main__ as program
-from learner import trainer
-from learner.foresight import Foresight
-from learner.packing import plan_step
-from learner.policy import evaluate
+from learner import opening, trainer
+from learner.forward.policy import Policy
+from learner.packing.foresight import Foresight
+from learner.packing.plan import plan_step
 from learner.trainer import Trainer
 from tests.contract.learner_rig import Rig, make_group, write_run
 
@@ -49,20 +48,20 @@ class Pace:
             begin_as_ever(foresight, live, groups, layout)
             self.foreseen.release()
 
-        def plan(algorithm: Any, groups: Sequence[Group], layout: Any) -> Any:
+        def plan(algorithm: Any, groups: Sequence[Group], *where: Any) -> Any:
             self.late.append(groups[0].group_id)
-            return plan_step(algorithm, groups, layout)
+            return plan_step(algorithm, groups, *where)
 
-        def slowly(model: Any, micro: Any, temperature: float) -> Any:
+        def slowly(policy: Policy, micro: Any, temperature: float) -> Any:
             assert self.foreseen.acquire(timeout=WAIT_S)
             self.foreseen.release()
-            return evaluate(model, micro, temperature)
+            return evaluate_as_ever(policy, micro, temperature)
 
-        begin_as_ever = Foresight.begin
+        begin_as_ever, evaluate_as_ever = Foresight.begin, Policy.evaluate
         monkeypatch.setattr(Foresight, "begin", begin)
         monkeypatch.setattr(trainer, "plan_step", plan)
-        monkeypatch.setattr(trainer, "evaluate", slowly)
-        monkeypatch.setattr(program, "Trainer", foreseeing)
+        monkeypatch.setattr(Policy, "evaluate", slowly)
+        monkeypatch.setattr(opening, "Trainer", foreseeing)
 
 
 async def test_only_the_first_step_and_one_that_was_switched_are_planned_when_they_begin(

@@ -13,7 +13,7 @@ import torch
 
 from common.events import EventKind
 from learner import trainer
-from learner.policy import evaluate
+from learner.forward.policy import evaluate
 from tests.contract.learner_rig import Rig, make_group, write_run
 
 

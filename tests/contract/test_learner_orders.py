@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from common.events import EventKind
 from common.process import Process
-from learner.checkpoint import CheckpointStore
-from learner.durable import NotWritten
-from learner.slow_storage import writing
+from learner.storage.checkpoint import CheckpointStore
+from learner.storage.durable import NotWritten
+from learner.storage.slow_storage import writing
 from tests.contract.learner_rig import (
     LearnerProcess,
     Rig,
@@ -275,7 +275,7 @@ async def test_a_slow_disk_does_not_make_the_learner_unhealthy(rig: Rig, monkeyp
     rig.start()
     await rig.steps(1)
     monkeypatch.setattr("common.process.BEAT_LIMIT_S", 0.6)
-    monkeypatch.setattr("learner.slow_storage.EVERY_S", 0.1)
+    monkeypatch.setattr("learner.storage.slow_storage.EVERY_S", 0.1)
     number = await rig.process.orders.checkpoint("ada", at_s=1.0)
     complaints: set[str] = set()
 
@@ -296,8 +296,8 @@ async def test_a_disk_that_hangs_for_very_long_shows_after_all(rig: Rig, monkeyp
             beats.append(None)
 
     process = Beaten("learner", "learner", rig.process.settings)
-    monkeypatch.setattr("learner.slow_storage.EVERY_S", 0.01)
-    monkeypatch.setattr("learner.slow_storage.LIMIT_S", 0.035)
+    monkeypatch.setattr("learner.storage.slow_storage.EVERY_S", 0.01)
+    monkeypatch.setattr("learner.storage.slow_storage.LIMIT_S", 0.035)
     async with writing(process):
         await asyncio.sleep(0.1)
     assert len(beats) == 3

@@ -26,8 +26,8 @@ from common.stores.http import HttpStorage
 from common.stores.storage import manifest_at
 from common.tensor_file import TensorFile
 from common.weights import ANCHOR_FILE, DELTA_FILE, PublicationKind, WeightAnnouncements
-from learner.snapshot import Snapshots
-from learner.weight_store import WeightStore
+from learner.publication.snapshot import Snapshots
+from learner.publication.weight_store import WeightStore
 from tests.contract.learner_rig import Nursery, Rig, checkpoint_of, make_group, progress_of, saved_tensors, write_run
 from tests.contract.publication_deaths import STAGES
 
@@ -235,7 +235,7 @@ async def test_a_learner_that_is_told_to_stop_announces_what_it_has_taken(rig: R
 async def test_a_learner_that_is_told_to_stop_does_not_wait_for_a_slow_store(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner.publisher.GRACE_S", 0.3)
+    monkeypatch.setattr("learner.publication.publisher.GRACE_S", 0.3)
     gate = Gate(monkeypatch)
     await rig.prepare()
     rig.start()
@@ -276,7 +276,7 @@ async def test_a_learner_that_waits_for_its_last_version_to_be_written_is_well(
     gate = Gate(monkeypatch)
     rig.run_file.write_text(rig.run_file.read_text().replace("[checkpoints]", "max_steps = 1\n[checkpoints]"))
     monkeypatch.setattr("common.process.BEAT_LIMIT_S", 0.6)
-    monkeypatch.setattr("learner.slow_storage.EVERY_S", 0.1)
+    monkeypatch.setattr("learner.storage.slow_storage.EVERY_S", 0.1)
     await rig.prepare()
     rig.start()
     await step(rig, 1)

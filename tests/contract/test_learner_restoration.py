@@ -13,8 +13,8 @@ import torch
 
 from common.settings import load_run
 from learner.__main__ import open_trainer
-from learner.checkpoint import Checkpoint, CheckpointStore, Progress
-from learner.state_copy import StateCopy
+from learner.storage.checkpoint import Checkpoint, CheckpointStore, Progress
+from learner.storage.state_copy import StateCopy
 from tests.contract.learner_rig import Rig, checkpoint_of, group_id, make_group, progress_of, write_run
 
 

@@ -19,8 +19,8 @@ from common.events import EventKind
 from common.settings import load_run
 from learner import export
 from learner.__main__ import open_trainer
-from learner.checkpoint import CheckpointStore
-from learner.durable import NotWritten
+from learner.storage.checkpoint import CheckpointStore
+from learner.storage.durable import NotWritten
 from tests.contract.learner_rig import (
     LIVE,
     Rig,

@@ -111,7 +111,7 @@ async def test_an_unexpected_failure_of_a_candidate_stops_nothing(rig: Rig, monk
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr("learner.inspection.effect", broken)
+    monkeypatch.setattr("learner.insight.inspection.effect", broken)
     await rig.prepare()
     await trials(rig).ask(trial("t", same={}))
     await rig.emit(make_group(n) for n in range(4))

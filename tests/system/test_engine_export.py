@@ -11,7 +11,7 @@ import pytest
 from common.settings import load_run
 from learner import export
 from learner.__main__ import open_trainer
-from learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from learner.storage.checkpoint import Checkpoint, CheckpointStore, Progress
 from services.generator.engine import Completion, Engine, EngineSettings
 from tests.contract.learner_rig import write_run
 from tests.system.engine_rig import ENGINE_MARKS, LoopThread, PublishedLlama

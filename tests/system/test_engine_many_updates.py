@@ -15,8 +15,8 @@ from torch import Tensor
 
 from common.stores.directory import DirectoryStorage
 from common.weights import Manifest, PublicationKind
-from learner.snapshot import Origin, Snapshot
-from learner.weight_store import WeightStore
+from learner.publication.snapshot import Origin, Snapshot
+from learner.publication.weight_store import WeightStore
 from services.generator.engine import Completion, Engine, EngineSettings
 from services.generator.weight_cache import WeightCache
 from services.generator.weight_update import WeightUpdate
@@ -74,7 +74,7 @@ def test_every_token_of_two_hundred_updates_in_flight_has_the_logprob_of_its_ver
     assert sum(len(completion.versions) > 1 for _, completion in sampled) > 50
     print(f"\npause: median {1e3 * statistics.median(pauses_s):.1f} ms, largest {1e3 * max(pauses_s):.1f} ms")
     assert _largest_error(model, lineage, sampled) < TOLERANCE
-    assert _largest_error(model, lineage, sampled, moved_by=1) > 0.01, "the comparison tells versions apart"
+    assert _largest_error(model, lineage, sampled[:40], moved_by=1) > 0.01, "the comparison tells versions apart"
 
 
 async def _updates_in_flight(

@@ -31,7 +31,7 @@ from common.orders import Orders
 from common.trajectory import Demonstration, GroupPlan, Purpose, Request, Sampling, Source, Trajectory
 from common.weights import Canary
 from examples.addition import task
-from learner.canary import Singer, canary_tokens
+from learner.publication.canary import Singer, canary_tokens
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.engine, pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1500)]
 START_S, LIMIT_S = 600.0, 300.0

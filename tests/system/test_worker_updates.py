@@ -17,7 +17,7 @@ from torch import nn
 from common.deltas import Patch, write_delta
 from common.errors import WeightsError
 from common.tensor_file import TensorFile
-from learner.changes import changes
+from learner.publication.changes import changes
 from tests.system.engine_rig import ENGINE_MARKS
 
 pytestmark = ENGINE_MARKS

@@ -45,12 +45,12 @@ from common.config.base import (
 )
 from common.trajectory import Finish, Group, Source, Trajectory
 from learner.algorithms import build
-from learner.attending import NAME
 from learner.batch import MicroBatch, PolicyOutputs
-from learner.layout import Layout
+from learner.forward.attending import NAME
+from learner.forward.policy import evaluate
 from learner.objective import StepSums, empty_sums, loss
-from learner.packing import StepPlan, plan_step
-from learner.policy import evaluate
+from learner.packing.layout import Layout
+from learner.packing.plan import StepPlan, plan_step
 from learner.terms import Algorithm, surveyed
 
 VOCABULARY = 11

@@ -22,12 +22,12 @@ from transformers import (
 
 from common.config.algorithm import LUFFY
 from common.trajectory import Group, Trajectory
-from learner.attending import Manner
 from learner.batch import Place, Spans
-from learner.layout import Layout
+from learner.forward.attending import Manner
+from learner.forward.policy import evaluate
 from learner.objective import loss
-from learner.packing import StepPlan, plan_step
-from learner.policy import evaluate
+from learner.packing.layout import Layout
+from learner.packing.plan import StepPlan, plan_step
 
 MODELS = ("llama", "qwen2", "qwen3", "mistral, sliding window")
 

@@ -32,12 +32,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from common.config.algorithm import GRPO, LUFFY, SFT, AlgorithmConfig
 from common.config.base import Norm
 from common.trajectory import Group
-from learner.attending import equip
 from learner.batch import MicroBatch, PolicyOutputs
-from learner.layout import WHOLE, Layout, Share
+from learner.forward.attending import equip
+from learner.forward.policy import evaluate
 from learner.objective import StepSums, empty_sums, loss
-from learner.packing import StepPlan, plan_step
-from learner.policy import evaluate
+from learner.packing.layout import WHOLE, Layout, Share
+from learner.packing.plan import StepPlan, plan_step
 from learner.terms import Algorithm, surveyed
 
 Said = Callable[[MicroBatch], PolicyOutputs]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from common.stores.directory import DirectoryStorage
-from learner import weight_store
-from learner.aside import Aside
-from learner.snapshot import Origin, Snapshot
-from learner.weight_store import WeightStore
+from learner.publication import weight_store
+from learner.publication.aside import Aside
+from learner.publication.snapshot import Origin, Snapshot
+from learner.publication.weight_store import WeightStore
 
 
 @pytest.fixture

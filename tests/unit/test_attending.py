@@ -12,9 +12,10 @@ from span_cases import MODELS, logprobs_and_gradient, model_of, prompted_groups,
 from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM
 
-import learner.attending
+import learner.forward.attending
 from common.config.algorithm import LUFFY
-from learner.attending import (
+from learner.batch import MicroBatch, Span, Spans
+from learner.forward.attending import (
     NAME,
     Kernel,
     Manner,
@@ -25,11 +26,10 @@ from learner.attending import (
     is_equipped,
     varlen_kernel,
 )
-from learner.batch import MicroBatch, Span, Spans
-from learner.layout import Layout
-from learner.packing import plan_step
-from learner.policy import evaluate
-from learner.writing import spans_of
+from learner.forward.policy import evaluate
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
+from learner.packing.writing import spans_of
 
 ROWS, PACKED = Layout(40), Layout(64, packed=True)
 SHARED = [Layout(64, packed=True, shared_prompts=True), Layout(40, shared_prompts=True)]
@@ -129,7 +129,7 @@ def handed_to(monkeypatch: pytest.MonkeyPatch, kernel: str, window: int | None) 
     spans = spans_of((Span(0, 3), Span(3, 2, 0, 3)), torch.arange(5).numpy())
     arguments = torch.zeros(5, 4, 8), torch.zeros(8, 2, 8), torch.zeros(8, 2, 8), spans, Manner(0.5, window)
     if kernel == "varlen":
-        monkeypatch.setattr(learner.attending, "varlen_attn", function)
+        monkeypatch.setattr(learner.forward.attending, "varlen_attn", function)
         found = varlen_kernel(*arguments)
     else:
         found = flash_kernel(*arguments, function=function)

@@ -8,8 +8,8 @@ from learner_cases import Lengths, asked, demonstration, group, rollout, traject
 from common.config.algorithm import LUFFY
 from common.trajectory import Source
 from learner.batch import MicroBatch
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.selectors import (
     Selector,
     admitting,

@@ -21,8 +21,8 @@ from learner_cases import (
 )
 
 from common.config.algorithm import BREAD, GRPO
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 RIGHT = trajectory(Lengths(hint=3, sampled=2), 1.0, seed=1, expert_known=True)
 WRONG = trajectory(Lengths(hint=3, sampled=1), 0.0, seed=2, expert_known=True)

@@ -10,8 +10,16 @@ from torch import Tensor
 from common.deltas import SPAN, Patch
 from common.errors import WeightsError
 from common.tensor_file import Layout
-from learner import changes as module
-from learner.changes import apply, apply_on_device, are_same, changes, changes_on_device, count_changes, layout_of
+from learner.publication import changes as module
+from learner.publication.changes import (
+    apply,
+    apply_on_device,
+    are_same,
+    changes,
+    changes_on_device,
+    count_changes,
+    layout_of,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import learner.checkpoint as module
-from learner.checkpoint import Checkpoint, CheckpointStore, Progress
-from learner.durable import NotWritten
+import learner.storage.checkpoint as module
+from learner.storage.checkpoint import Checkpoint, CheckpointStore, Progress
+from learner.storage.durable import NotWritten
 
 
 def checkpoint(step: int, numbers: int = 4) -> Checkpoint:

@@ -25,9 +25,9 @@ from learner_cases import (
 from common.config.algorithm import GRPO, LUFFY, Corrections, DrGRPO, Mix, NaiveMix
 from common.config.base import Surrogate
 from learner.batch import PolicyOutputs, TokenBatch
-from learner.layout import Layout
 from learner.losses import is_weightless
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.ratios import correction_weight
 
 LONG, SHORT = rollout(3, 1.0, seed=1), rollout(1, 0.0, seed=2)

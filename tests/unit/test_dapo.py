@@ -11,8 +11,8 @@ from learner_cases import Lengths, asked, at_ratios, close, demonstration, group
 from common.config.algorithm import DAPO, GRPO
 from common.config.base import Material
 from common.trajectory import Trajectory
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.selectors import admitting, dropping_flat_groups
 
 LONG, SHORT = rollout(9, 1.0, seed=1), rollout(2, 0.0, seed=2)

@@ -6,6 +6,7 @@ import io
 import math
 import struct
 import tracemalloc
+from typing import cast
 
 import msgpack
 import numpy as np
@@ -170,7 +171,7 @@ def test_a_delta_of_a_newer_schema_is_refused() -> None:
 def test_a_patch_with_an_odd_number_is_refused(odd: object, place: int) -> None:
     head: list[object] = ["w", "BF16", [5], 0, 5, "w", 5, 3]
     head[place] = [odd] if place == 2 else odd
-    packed = msgpack.packb(head)
+    packed = cast(bytes, msgpack.packb(head))
     delta = encoded({})[:-8] + struct.pack("<I", len(packed)) + packed + bytes(40)
     with pytest.raises(WeightsError):
         list(read_patches(delta, {"w": Layout("BF16", (5,))}))
@@ -178,7 +179,7 @@ def test_a_patch_with_an_odd_number_is_refused(odd: object, place: int) -> None:
 
 @pytest.mark.parametrize("name", ["schema", "base", "version"])
 def test_a_head_with_an_odd_number_is_refused(name: str) -> None:
-    head = msgpack.packb({"schema": 1, "base": 3, "version": 5} | {name: math.inf})
+    head = cast(bytes, msgpack.packb({"schema": 1, "base": 3, "version": 5} | {name: math.inf}))
     with pytest.raises(WeightsError):
         read_head(b"TRBD" + struct.pack("<I", len(head)) + head)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.durable import NotWritten, appearing, sweep
+from learner.storage.durable import NotWritten, appearing, sweep
 
 
 def write(target: Path, text: str) -> None:

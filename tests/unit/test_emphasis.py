@@ -23,8 +23,8 @@ from learner.emphasis import (
     threshold,
     token_entropy,
 )
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.selectors import demonstration_tokens, hint_tokens, policy_tokens, response_tokens
 
 

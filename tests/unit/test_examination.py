@@ -16,10 +16,10 @@ from common.config.algorithm import GRPO, LUFFY, AlgorithmConfig
 from common.examined import ExaminedGroup, ExaminedTrajectory
 from common.trajectory import Group, VersionSpan
 from learner.batch import PolicyOutputs
-from learner.evidence import Evidence
-from learner.examination import Circumstances, chosen_for, examined
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.insight.evidence import Evidence
+from learner.insight.examination import Circumstances, chosen_for, examined
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 AT = Circumstances(step=7, revision=3, version=6, at_s=12.5)
 NOWHERE = pytest.approx(math.nan, nan_ok=True)

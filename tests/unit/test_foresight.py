@@ -16,10 +16,10 @@ from common.config.algorithm import GRPO
 from common.config.live import LiveConfig
 from common.trajectory import Group
 from learner import trainer as trainer_module
-from learner.foresight import Foresight, foreseeing
 from learner.intake import Acceptance, Arrival, Intake
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.foresight import Foresight, foreseeing
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.trainer import Trainer
 
 LIVE = live(GRPO(), groups_per_step=2)

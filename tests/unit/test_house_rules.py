@@ -170,7 +170,7 @@ def test_the_house_has_no(rule: Rule) -> None:
         (nameless_files, "common/string_utils.py", ""),
         (nameless_files, "services/helpers/noun.py", ""),
         (pickling, "common/wire.py", "def f():\n    from pickle import loads"),
-        (pickling, "learner/checkpoint.py", "import torch\ntorch.load('f')"),
+        (pickling, "learner/storage/checkpoint.py", "import torch\ntorch.load('f')"),
         (packages_below_tests, "tests/unit/__init__.py", ""),
         (sleeping_unit_tests, "tests/unit/test_x.py", "import time\ntime.sleep(1)"),
         (unfinished_work, "learner/loop.py", "raise Not" + "ImplementedError"),

@@ -23,7 +23,7 @@ HOMES = {
 }
 # What the pure core of the learner is made of, and what would make it impure.
 PURE_CORE = ("batch", "selectors", "ratios", "losses", "emphasis", "advantages", "objective", "algorithms")
-PURE_CORE += ("evidence", "trials", "examination")
+PURE_CORE += ("insight.evidence", "insight.trials", "insight.examination")
 IMPURE = {"asyncio", "datetime", "logging", "os", "pathlib", "random", "redis", "socket", "subprocess", "time"}
 IMPURE |= {"common.streams", "common.metrics", "common.process", "common.weights", "common.settings"}
 

@@ -12,10 +12,10 @@ from learner_cases import Lengths, asked, at_ratios, close, group, in_float64, r
 
 from common.config.algorithm import GRPO, REINFORCE, DrGRPO, Mix
 from learner.batch import PolicyOutputs
-from learner.layout import Layout
 from learner.losses import divergence
 from learner.objective import loss
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 FLAT = (rollout(3, 1.0, seed=1), rollout(1, 1.0, seed=2))
 """No advantage: only the divergence is left of the loss."""

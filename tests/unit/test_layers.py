@@ -16,8 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from common.config.algorithm import GRPO
 from common.errors import SettingsError
-from learner.layers import checkpoint_activations, compile_layers
-from learner.layout import Layout
+from learner.forward.layers import checkpoint_activations, compile_layers
+from learner.packing.layout import Layout
 from learner.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -25,14 +25,14 @@ CPU = torch.device("cpu")
 
 def deep_model(**changes: Any) -> Any:
     torch.manual_seed(3)
-    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2}
     return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=4, max_position_embeddings=64, **changes)).eval()
 
 
 def dropping_model() -> Any:
     """A model whose configuration asks for much dropout."""
     torch.manual_seed(3)
-    sizes = {"vocab_size": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    sizes: dict[str, Any] = {"vocab_size": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
     return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)).eval()
 
 

@@ -9,12 +9,12 @@ import torch
 from span_cases import model_of
 from transformers import BloomConfig, BloomForCausalLM, GptOssConfig, GptOssForCausalLM
 
-import learner.suiting
+import learner.forward.suiting
 from common.errors import SettingsError
 from common.settings import LearnerSettings
-from learner.attending import NAME, is_equipped
-from learner.layout import Layout, Share
-from learner.suiting import suited
+from learner.forward.attending import NAME, is_equipped
+from learner.forward.suiting import suited
+from learner.packing.layout import Layout, Share
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PACKED = Layout(64, packed=True, shared_prompts=True)
@@ -76,7 +76,7 @@ def test_a_model_whose_tokens_see_each_other_is_computed_in_padded_rows(monkeypa
     def nothing_said(spans: Any) -> dict[str, Any]:
         return {"position_ids": spans.position_ids, "attention_mask": torch.ones_like(spans.position_ids)}
 
-    monkeypatch.setattr(learner.suiting, "arguments", nothing_said)
+    monkeypatch.setattr(learner.forward.suiting, "arguments", nothing_said)
     model = model_of("llama")
     assert suited(model, PACKED) == Layout(64)
     assert model.config._attn_implementation == "sdpa"

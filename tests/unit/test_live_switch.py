@@ -11,8 +11,8 @@ from tiny_policy import fed_groups, heed, live, same, tiny_model, weights
 
 from common.config.algorithm import ALGORITHMS, GRPO, SFT, SRFT, AlgorithmConfig, PrefixRFT, ReLIFT
 from common.config.base import EntropyScope, Selection
-from learner.layout import Layout
 from learner.outcome import Verdict
+from learner.packing.layout import Layout
 from learner.trainer import Trainer
 
 EVERY: tuple[AlgorithmConfig, ...] = (

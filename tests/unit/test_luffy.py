@@ -26,8 +26,8 @@ from learner_cases import (
 from common.config.algorithm import LUFFY, DrGRPO, LUFFYPaper
 from common.config.base import Norm, Shaping, Surrogate
 from common.trajectory import Group
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 FAILED, EXPERT = rollout(2, 0.0, seed=1), demonstration(3, 1.0, seed=2)
 """A failed rollout of two tokens and a demonstration of three: A = -½ and ½; the demonstration is the first row."""

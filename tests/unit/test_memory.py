@@ -16,9 +16,9 @@ from tiny_policy import heed, live, same, tiny_model, weights
 
 from common.config.algorithm import GRPO, ReLIFT
 from common.settings import LearnerSettings
-from learner.layout import Layout
 from learner.memory import Budget, Extent, OutOfMemory, is_shortage
 from learner.outcome import Verdict
+from learner.packing.layout import Layout
 from learner.trainer import Trainer
 
 GROUPS = [group(rollout(4, 1.0, seed=s), rollout(3, 0.0, seed=s + 1), rollout(6, 0.5, seed=s + 2)) for s in (1, 7)]

@@ -25,8 +25,8 @@ from learner_cases import (
 from common.config.algorithm import GRPO, LUFFY, AlgorithmConfig, LUFFYPaper, Mix, NaiveMix
 from common.config.base import Norm, Shaping, Surrogate
 from common.trajectory import Group
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 FAILED, EXPERT = rollout(2, 0.0, seed=1), demonstration(3, 1.0, seed=2)
 A = 0.5 / (sqrt(0.5) + 1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner.nccl import BroadcastFailed, NcclGroup
+from learner.publication.nccl import BroadcastFailed, NcclGroup
 
 OURS, COMM = 77, 5
 TENSORS = [torch.ones(3), torch.zeros(2, dtype=torch.bfloat16)]

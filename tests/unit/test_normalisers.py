@@ -9,9 +9,9 @@ from learner_cases import Lengths, asked, demonstration, group, in_float64, roll
 from common.config.algorithm import LUFFY
 from common.config.base import Norm
 from learner.batch import TokenBatch
-from learner.layout import Layout
 from learner.normalisers import normaliser
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.selectors import Selector, expert_tokens, policy_tokens, response_tokens
 
 

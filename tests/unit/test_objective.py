@@ -46,9 +46,9 @@ from common.config.algorithm import (
 from common.config.base import Baseline, Shaping, Statistics, Surrogate
 from common.trajectory import Group
 from learner.batch import PolicyOutputs
-from learner.layout import Layout
 from learner.objective import empty_sums, loss
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 every_algorithm = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{CONFIGS.index(c)}")
 

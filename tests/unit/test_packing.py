@@ -14,8 +14,8 @@ from learner_cases import Lengths, asked, demonstration, group, group_strategy, 
 
 from common.config.algorithm import GRPO, LUFFY, SFT
 from common.trajectory import Group, Source, Trajectory
-from learner.layout import Layout
-from learner.packing import StepPlan, plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import StepPlan, plan_step
 
 
 def rows_of(plan: StepPlan) -> list[list[int]]:

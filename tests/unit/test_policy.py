@@ -13,10 +13,10 @@ from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForC
 
 from common.config.algorithm import LUFFY
 from common.errors import SettingsError
-from learner.layout import Layout
+from learner.forward.policy import check_head, evaluate
 from learner.objective import loss
-from learner.packing import plan_step
-from learner.policy import check_head, evaluate
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

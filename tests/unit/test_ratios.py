@@ -14,8 +14,8 @@ from learner_cases import Lengths, asked, close, demonstration, group, in_float6
 from common.config.algorithm import LUFFY
 from common.trajectory import Trajectory
 from learner.batch import MicroBatch, PolicyOutputs
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.ratios import (
     LOG_RATIO_LIMIT,
     Shape,

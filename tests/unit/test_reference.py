@@ -10,8 +10,8 @@ from tiny_policy import fed_groups, heed, live, same, tiny_model, weights
 
 from common.config.algorithm import GRPO, UFT
 from common.errors import SettingsError
-from learner.layout import Layout
-from learner.reference import Reference
+from learner.forward.reference import Reference
+from learner.packing.layout import Layout
 from learner.trainer import Trainer
 
 DEVICE = torch.device("cpu")

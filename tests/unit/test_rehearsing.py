@@ -14,8 +14,8 @@ from common.config.algorithm import GRPO, SFT, AlgorithmConfig, ReLIFT
 from common.config.live import LiveConfig
 from common.trajectory import Group
 from learner.algorithms import build
-from learner.layout import Layout
 from learner.outcome import Abandoned, Verdict
+from learner.packing.layout import Layout
 from learner.terms import Algorithm
 from learner.trainer import Trainer
 

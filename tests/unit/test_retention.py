@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.weights import Manifest, PublicationKind, location_of
-from learner.retention import chain, expendable
+from learner.publication.retention import chain, expendable
 
 
 def manifest(version: int, base: int = 0) -> Manifest:

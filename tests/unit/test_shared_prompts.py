@@ -7,7 +7,7 @@ from learner_cases import Lengths, rollout, trajectory
 from span_cases import with_one_beginning
 
 from common.trajectory import Trajectory
-from learner.shared_prompts import Row, shared_rows, single_rows
+from learner.packing.shared_prompts import Row, shared_rows, single_rows
 
 
 def members(prompt: int, *responses: int) -> list[Trajectory]:

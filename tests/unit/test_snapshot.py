@@ -10,9 +10,9 @@ import torch
 from tiny_policy import tiny_model
 
 from common.weights import Canary
-from learner.canary import FLOAT32_TOLERANCE, Singer, canary_tokens, tolerances
-from learner.layers import checkpoint_activations
-from learner.snapshot import Origin, Snapshots
+from learner.forward.layers import checkpoint_activations
+from learner.publication.canary import FLOAT32_TOLERANCE, Singer, canary_tokens, tolerances
+from learner.publication.snapshot import Origin, Snapshots
 
 TOKENS = canary_tokens("run", 0, 16, 12)
 ORIGIN = Origin(step=7, revision=3)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from learner.state_copy import StateCopy
+from learner.storage.state_copy import StateCopy
 
 
 def test_a_copy_does_not_change_with_the_state() -> None:

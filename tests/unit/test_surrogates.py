@@ -15,9 +15,9 @@ from learner_cases import Lengths, asked, at_ratios, close, group, in_float64, r
 from common.config.algorithm import GRPO, DrGRPO
 from common.config.base import Norm, Surrogate
 from learner.batch import PolicyOutputs, TokenBatch
-from learner.layout import Layout
 from learner.losses import Clip, clipped_surrogate, is_bounded, is_clipped, surrogate, weighted_logprob
-from learner.packing import plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 
 LONG, SHORT = rollout(3, 1.0, seed=1), rollout(1, 0.0, seed=2)
 """A = ½ on three tokens and -½ on one."""

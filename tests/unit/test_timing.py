@@ -10,7 +10,7 @@ from learner_cases import group, rollout
 from tiny_policy import heed, live, tiny_model
 
 from common.config.algorithm import GRPO, PrefixRFT
-from learner.layout import Layout
+from learner.packing.layout import Layout
 from learner.timing import ClockStopwatch, EventStopwatch, Stage, StageTimes, stopwatch
 from learner.trainer import Trainer
 

@@ -11,8 +11,8 @@ from common.config.algorithm import GRPO, SFT
 from common.config.hints import WholeDemonstration
 from common.config.live import LiveConfig, OptimizerConfig
 from common.trajectory import Finish, Group, Source, Trajectory
-from learner.layout import Layout
 from learner.outcome import Abandoned, Verdict
+from learner.packing.layout import Layout
 from learner.trainer import Trainer
 
 LIVE = LiveConfig(algorithm=GRPO(), optimizer=OptimizerConfig(learning_rate=1e-2))

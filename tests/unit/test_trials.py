@@ -32,12 +32,12 @@ from common.config.base import Norm
 from common.config.live import LiveConfig, parse_live
 from common.trajectory import Group
 from learner.batch import PolicyOutputs
-from learner.evidence import Evidence
-from learner.layout import Layout
-from learner.packing import plan_step
+from learner.insight.evidence import Evidence
+from learner.insight.trials import Effect, NotTried, Stage, cosine, effect, finding
+from learner.packing.layout import Layout
+from learner.packing.plan import plan_step
 from learner.record import finite
 from learner.trainer import Trainer
-from learner.trials import Effect, NotTried, Stage, cosine, effect, finding
 
 every_algorithm = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{CONFIGS.index(c)}")
 STEP_FIGURES = ("loss", "terms", "gradient_weight", "entropy", "ratio", "effective_sample_size", "clip_fraction")

@@ -19,7 +19,7 @@ from common.stores.fetching import fetch
 from common.stores.http import HttpStorage
 from common.stores.storage import manifest_at
 from common.weights import location_of
-from learner.weight_server import WeightServer
+from learner.publication.weight_server import WeightServer
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from common.stores.object_store import ObjectStorage
 from common.stores.storage import manifest_at
 from common.tensor_file import TensorFile
 from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, PublicationKind, decode_manifest
-from learner.snapshot import Origin, Snapshot
-from learner.weight_store import WeightStore
+from learner.publication.snapshot import Origin, Snapshot
+from learner.publication.weight_store import WeightStore
 
 ANCHOR, DELTA = PublicationKind.ANCHOR, PublicationKind.DELTA
 WEIGHTS = {
@@ -222,7 +222,7 @@ def test_a_delta_that_brings_about_something_else_is_no_version(
     store = WeightStore(store.storage, release=lambda snapshot: released.append(snapshot.version))
     store.write(snapshot(1))
     with monkeypatch.context() as patched:
-        patched.setattr("learner.weight_store.apply", lambda patch, tensor: None)
+        patched.setattr("learner.publication.weight_store.apply", lambda patch, tensor: None)
         with pytest.raises(WeightsError, match="the delta of version 2 does not bring"):
             store.write(snapshot(2, stepped(2)))
     assert (store.storage.versions(), released) == ([1], [1, 2])
@@ -333,7 +333,7 @@ def test_a_lack_of_memory_costs_a_version_and_not_the_learner(
         if where == "canary":
             taken = replace(taken, sing=fail)
         else:
-            patched.setattr(f"learner.weight_store.{where}", fail)
+            patched.setattr(f"learner.publication.weight_store.{where}", fail)
         with pytest.raises(NotWritten, match="no memory to publish version 2"):
             store.write(taken)
     assert (sorted(released), store.storage.versions()) == ([1, 2], [1])
@@ -357,7 +357,7 @@ def test_an_anchor_breaks_off_at_its_next_tensor(store: WeightStore, monkeypatch
         store.close()
         return digest(data)
 
-    monkeypatch.setattr("learner.weight_store.digest", closing)
+    monkeypatch.setattr("learner.publication.weight_store.digest", closing)
     with pytest.raises(NotWritten, match="the learner ends"):
         store.write(snapshot(1))
     assert len(seen) == 1

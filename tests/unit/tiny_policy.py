@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from common.config.algorithm import AlgorithmConfig
 from common.config.live import LiveConfig, parse_live
 from common.trajectory import Group
-from learner.model import named_weights
+from learner.forward.model import named_weights
 from learner.trainer import Trainer
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from learner.batch import Place, PolicyOutputs, TokenBatch
-from learner.packing import StepPlan
-from learner.ranks import Ranks
+from learner.packing.plan import StepPlan
+from learner.ranks.alone import Ranks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ def collected(own: Evidence, others: Iterable[StepPlan], ranks: Ranks) -> Eviden
     if ranks.size == 1:
         return own
     columns = [_columns(outputs) for outputs in own.outputs]
-    row = torch.cat([*chain.from_iterable(columns), torch.zeros(0)]) if columns else torch.zeros(0)
+    row = torch.cat([*chain.from_iterable(columns)]) if columns else torch.zeros(0)
     if ranks.rank != 0:
         ranks.collected(row, ())
         return None

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import SettingsError
-from learner.attending import arguments, is_equipped
 from learner.batch import MicroBatch, PolicyOutputs, Spans
+from learner.forward.attending import arguments, is_equipped
 from learner.head import Head, logits_at_a_time, logprobs_and_entropy
-from learner.ranks import ALONE, Ranks
+from learner.ranks.alone import ALONE, Ranks
 
 _TOLERANCE = 0.02
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from common.events import EventKind
 from common.muster import Muster, Word
 from common.process import Process
-from learner.nccl import BroadcastFailed, NcclGroup
-from learner.snapshot import Snapshot
+from learner.publication.nccl import BroadcastFailed, NcclGroup
+from learner.publication.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 
 class Group(Protocol):
-    """Who broadcasts are sent to. See learner.nccl.NcclGroup, which is one."""
+    """Who broadcasts are sent to. See learner.publication.nccl.NcclGroup, which is one."""
 
     @property
     def unique_id(self) -> str:

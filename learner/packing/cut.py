@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner.layout import Layout, Share
-from learner.shared_prompts import Row
+from learner.packing.layout import Layout, Share
+from learner.packing.shared_prompts import Row
 
 _COST = 256
 """What one more micro-batch costs, in positions: so much padding is rather computed than another forward made."""

@@ -25,11 +25,11 @@ from common.stores.fetching import fetch, prove
 from common.stores.storage import WeightStorage, manifest_at
 from common.tensor_file import Layout, TensorFile, write_tensors
 from common.weights import ANCHOR_FILE, DELTA_FILE, MANIFEST_FILE, Canary, Manifest, PublicationKind, location_of
-from learner.aside import Aside
-from learner.changes import apply, are_same, changes, count_changes, host_patterns, layout_of
 from learner.memory import is_shortage
-from learner.retention import expendable
-from learner.snapshot import Snapshot
+from learner.publication.aside import Aside
+from learner.publication.changes import apply, are_same, changes, count_changes, host_patterns, layout_of
+from learner.publication.retention import expendable
+from learner.publication.snapshot import Snapshot
 
 _READ_BACK = ".read-back-"
 _SAMPLE = 4096

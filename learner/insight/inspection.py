@@ -22,11 +22,11 @@ from common.process import Process
 from common.trajectory import Group
 from common.trials import KEPT_S, Trial, Trials
 from learner.compute import ComputeThread
-from learner.evidence import Evidence
-from learner.examination import Circumstances, chosen_for, examined
+from learner.insight.evidence import Evidence
+from learner.insight.examination import Circumstances, chosen_for, examined
+from learner.insight.trials import Effect, NotTried, Stage, effect, finding
 from learner.outcome import Abandoned
 from learner.record import finite
-from learner.trials import Effect, NotTried, Stage, effect, finding
 
 Result = TypeVar("Result")
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from learner.outcome import Abandoned
-from learner.ranks import Heed, RankLost, Ranks
+from learner.ranks.alone import Heed, RankLost, Ranks
 
 log = logging.getLogger(__name__)
 

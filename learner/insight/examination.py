@@ -15,8 +15,8 @@ from common.examined import ExaminedGroup, ExaminedTrajectory
 from common.trajectory import Group, Logprobs, Source, Trajectory
 from learner.algorithms import build
 from learner.batch import Place
-from learner.evidence import Evidence
-from learner.packing import credit, response_positions
+from learner.insight.evidence import Evidence
+from learner.packing.plan import credit, response_positions
 from learner.ratios import importance_ratio
 
 

@@ -17,14 +17,14 @@ from common.errors import RedisUnavailable, SettingsError
 from common.metrics import LearnerMetrics
 from common.process import Process
 from common.tasks import end
-from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.compute import GRACE_S, ComputeThread
-from learner.durable import NotWritten
 from learner.ledger import Ledger
-from learner.slow_storage import writing
 from learner.standing import Standing
-from learner.state_copy import StateCopy
-from learner.storage_notices import StorageNotices
+from learner.storage.checkpoint import Checkpoint, CheckpointStore
+from learner.storage.durable import NotWritten
+from learner.storage.slow_storage import writing
+from learner.storage.state_copy import StateCopy
+from learner.storage.storage_notices import StorageNotices
 from learner.trainer import Trainer
 
 _AT_A_TIME = 1000

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from common.digests import file_digest
 from common.errors import TributaryError
-from learner.durable import appearing, sweep
+from learner.storage.durable import appearing, sweep
 from learner.trainer import TensorFiles
 
 _SCHEMA = 1

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.weights import Canary
-from learner.canary import Singer
-from learner.model import named_weights, published_as, published_weights
+from learner.forward.model import named_weights, published_as, published_weights
+from learner.publication.canary import Singer
 
 Source = Callable[[torch.dtype], Iterable[tuple[str, Tensor]]]
-"""Weights one by one, as `learner.model.named_weights` names them; those that are gathered first, as that type."""
+"""Weights one by one, as `named_weights` names them; those that are gathered first, as that type."""
 
 
 @dataclass(frozen=True, slots=True)

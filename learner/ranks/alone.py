@@ -2,7 +2,7 @@
 
 Every rank has a share of the micro-batches and of every large tensor. Rank 0 is the learner: it owns Redis, checkpoints
 and publications, and tells the others what to do. What is here is a process that trains alone: nothing to say, nobody
-to wait for, and every tensor is whole already. learner.collective has those that are several.
+to wait for, and every tensor is whole already. learner.ranks.collective has those that are several.
 """
 
 from __future__ import annotations

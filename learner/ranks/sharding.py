@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from learner.batch import MicroBatch, PolicyOutputs
-from learner.canary import shell_of
-from learner.collective import CollectiveRanks
-from learner.model import named_weights
-from learner.policy import Policy, evaluate
-from learner.ranks import Ranks
+from learner.forward.model import named_weights
+from learner.forward.policy import Policy, evaluate
+from learner.publication.canary import shell_of
+from learner.ranks.alone import Ranks
+from learner.ranks.collective import CollectiveRanks
 
 
 class _Root(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.trajectory import Logprobs, Source, Tokens, Trajectory
 from learner.batch import MicroBatch, Place, Span, Spans, TokenBatch
-from learner.cut import Piece
+from learner.packing.cut import Piece
 
 Integers = NDArray[np.int64]
 Places = NDArray[np.int32]

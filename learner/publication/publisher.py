@@ -22,12 +22,12 @@ from common.metrics import LearnerMetrics, PublicationMetrics
 from common.process import Process
 from common.tasks import end
 from common.weights import Manifest, PublicationKind, WeightAnnouncements
-from learner.broadcaster import Broadcaster
 from learner.compute import GRACE_S
-from learner.slow_storage import writing
-from learner.snapshot import Snapshot
-from learner.storage_notices import StorageNotices
-from learner.weight_store import Publication, WeightStore
+from learner.publication.broadcaster import Broadcaster
+from learner.publication.snapshot import Snapshot
+from learner.publication.weight_store import Publication, WeightStore
+from learner.storage.slow_storage import writing
+from learner.storage.storage_notices import StorageNotices
 
 _ALIVE_S = 60.0
 _READ = 200

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from common.errors import SettingsError
-from learner.attending import arguments, choose_kernel, equip, is_equipped
 from learner.batch import Span
-from learner.layout import Layout
-from learner.writing import spans_of
+from learner.forward.attending import arguments, choose_kernel, equip, is_equipped
+from learner.packing.layout import Layout
+from learner.packing.writing import spans_of
 
 _BEGINNING, _ONE, _OTHER, _STRANGER = (1, 2, 3, 4, 5), (6, 7, 8), (9, 10), (11, 12, 13, 14)
 """Token ids: a beginning, two trajectories that go on from it, and one that has nothing to do with them."""

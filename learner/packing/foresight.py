@@ -21,8 +21,8 @@ from common.tasks import end
 from common.trajectory import Group
 from learner.algorithms import build
 from learner.intake import Intake
-from learner.layout import Layout
-from learner.packing import StepPlan, plan_step
+from learner.packing.layout import Layout
+from learner.packing.plan import StepPlan, plan_step
 
 _KEPT = 2  # the plan of the step that begins may be asked for after the next one's was begun
 

@@ -25,7 +25,7 @@ class Layout:
 
     @staticmethod
     def of(settings: LearnerSettings, device: torch.device) -> Layout:
-        """What the run file asks for; `learner.suiting` finds out whether the model can be computed so."""
+        """What the run file asks for; `learner.forward.suiting` finds out whether the model can be computed so."""
         # On a CPU the two cost nearly the same, and padded rows ask nothing of the model.
         packed = settings.layout == "packed" or (settings.layout == "auto" and device.type == "cuda")
         return Layout(settings.micro_batch_tokens, packed, settings.shared_prompts)

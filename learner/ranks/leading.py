@@ -9,15 +9,15 @@ from torch import Tensor
 
 from common.config.live import LiveConfig
 from common.trajectory import Group
-from learner.directives import Directive, End, GiveState, GiveWeights, MakeStep, TakeState, encode
-from learner.model import check_fit
+from learner.forward.model import check_fit
 from learner.outcome import StepOutcome
-from learner.ranks import Heed
+from learner.ranks.alone import Heed
+from learner.ranks.directives import Directive, End, GiveState, GiveWeights, MakeStep, TakeState, encode
 from learner.trainer import TensorFiles, Trainer
 
 
 class LeadingTrainer(Trainer):
-    """A trainer that others follow: see learner.following."""
+    """A trainer that others follow: see learner.ranks.following."""
 
     def step(
         self, live: LiveConfig, groups: Sequence[Group], heed: Heed, *, keep_evidence: bool = False

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from common.trajectory import Group, Source, Trajectory
 from learner.advantages import members_of
 from learner.batch import MicroBatch, Place
-from learner.cut import pieces_of
-from learner.layout import WHOLE, Layout, Share
-from learner.shared_prompts import Row, shared_rows, single_rows
+from learner.packing.cut import pieces_of
+from learner.packing.layout import WHOLE, Layout, Share
+from learner.packing.shared_prompts import Row, shared_rows, single_rows
+from learner.packing.writing import Credited, written
 from learner.terms import Algorithm, taught_tokens
-from learner.writing import Credited, written
 
 
 @dataclass(frozen=True, slots=True, eq=False)

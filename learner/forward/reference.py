@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from common.errors import SettingsError
 from learner.batch import MicroBatch
-from learner.policy import Policy
+from learner.forward.policy import Policy
 
 LoadPolicy = Callable[[], PreTrainedModel | Policy]
 

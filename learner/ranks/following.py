@@ -19,8 +19,8 @@ from common import logs
 from common.errors import TributaryError
 from common.process import die_with_parent, parser
 from common.settings import RunFile, load_run
-from learner.directives import End, GiveState, GiveWeights, MakeStep, TakeState, decode
 from learner.outcome import Abandoned
+from learner.ranks.directives import End, GiveState, GiveWeights, MakeStep, TakeState, decode
 from learner.trainer import Trainer
 
 FAREWELL_S = 60.0

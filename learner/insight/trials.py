@@ -22,9 +22,9 @@ from common.config.live import LiveConfig
 from common.trajectory import Group, Source
 from learner.algorithms import build
 from learner.batch import Place, PolicyOutputs, TokenBatch
-from learner.evidence import Evidence
+from learner.insight.evidence import Evidence
 from learner.objective import StepSums, empty_sums, partial_loss
-from learner.packing import credit
+from learner.packing.plan import credit
 from learner.terms import Algorithm, surveyed, taught_tokens
 
 

@@ -1,0 +1,1 @@
+"""Several processes that train one model together: who they are, what each holds, and what rank 0 tells the others."""
