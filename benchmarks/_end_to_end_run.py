@@ -154,13 +154,14 @@ def watch(up: subprocess.Popen[bytes], url: str, keys: Keys, steps: int, limit_s
         _require(up, deadline_s, told)
         time.sleep(_FINE_S)
     started_s, cpu_s = time.time(), cpu_seconds(up.pid)
-    readers = _entries(client, keys.events), _entries(client, keys.groups)
-    while sum(kind == "step" for kind, _, _ in events) < steps:
+    readers, used = (_entries(client, keys.events), _entries(client, keys.groups)), dict[str, float]()
+    while not any(kind == "publication" and data["step"] >= steps for kind, _, data in events):
         _require(up, deadline_s, told)
         time.sleep(_LOOK_S)
         events += [(f[b"kind"].decode(), float(f[b"at"]), json.loads(f[b"data"])) for _, f in next(readers[0])]
         groups += [fields[b"payload"] for _, fields in next(readers[1])]
-    used = used_between(cpu_s, cpu_seconds(up.pid))
+        if not used and sum(kind == "step" for kind, _, _ in events) >= steps:
+            used = used_between(cpu_s, cpu_seconds(up.pid))
     return Watched(started_s, events, groups, used)
 
 

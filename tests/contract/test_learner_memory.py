@@ -12,8 +12,8 @@ import pytest_asyncio
 import torch
 
 from common.events import EventKind
-from learner import trainer
-from learner.forward.policy import evaluate
+from learner.forward.policy import Policy
+from learner.memory import OutOfMemory
 from tests.contract.learner_rig import Rig, make_group, write_run
 
 
@@ -30,13 +30,14 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The tokens of each forward that did not fit: those with more than 40."""
     failed: list[int] = []
 
-    def cramped(model: Any, micro: Any, temperature: float) -> Any:
+    def cramped(policy: Policy, micro: Any, temperature: float) -> Any:
         if micro.input_ids.numel() > 40:
             failed.append(micro.input_ids.numel())
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return evaluate(model, micro, temperature)
+        return evaluate(policy, micro, temperature)
 
-    monkeypatch.setattr(trainer, "evaluate", cramped)
+    evaluate = Policy.evaluate
+    monkeypatch.setattr(Policy, "evaluate", cramped)
     return failed
 
 
@@ -64,13 +65,13 @@ async def test_a_learner_that_runs_out_of_memory_goes_on_and_remembers(
 async def test_a_trajectory_that_does_not_fit_ends_the_learner_with_the_way_out(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(model: Any, micro: Any, temperature: float) -> Any:
+    def never(policy: Policy, micro: Any, temperature: float) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "evaluate", never)
+    monkeypatch.setattr(Policy, "evaluate", never)
     await rig.prepare()
     await rig.emit(make_group(n) for n in range(2))
     rig.start()
-    with pytest.raises(trainer.OutOfMemory, match=r"set learner\.activation_checkpointing = true"):
+    with pytest.raises(OutOfMemory, match=r"set learner\.activation_checkpointing = true"):
         await rig.ended()
     assert await rig.process.delivery.groups.length() == 2, "its groups are still there"
