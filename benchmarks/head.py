@@ -89,8 +89,8 @@ def liger(hidden_TH: Tensor, head_VH: Tensor, labels_T: Tensor) -> Outputs:
 HEADS: dict[str, tuple[Head, str | None, int]] = {
     "chunked": (chunked, None, 0),
     "fused": (fused, "triton", 0),
-    "whole": (whole, None, 4),
-    "trl-logits": (trl_logits, "trl", 3),
+    "whole": (whole, None, 5),
+    "trl-logits": (trl_logits, "trl", 8),
     "trl-fused": (trl_fused, "trl", 0),
     "liger": (liger, "liger_kernel", 0),
 }
