@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl
+import trl  # pyright: ignore[reportMissingImports]
 from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
 from benchmarks._end_to_end_cell import (
     BETAS,

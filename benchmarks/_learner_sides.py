@@ -28,9 +28,9 @@ Step = Callable[[], Seconds]
 def ours(asked: argparse.Namespace, work: Work, groups: Sequence[Group]) -> list[Seconds]:
     """Steps of the learner's Trainer."""
     from learner.forward.attending import choose_kernel, equip
+    from learner.forward.head import choose_head
     from learner.forward.layers import checkpoint_activations
     from learner.forward.policy import use_head
-    from learner.head import choose_head
     from learner.packing.layout import Layout
     from learner.trainer import Trainer
 

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.head import choose_head, logits_at_a_time, logprobs_and_entropy
+from learner.forward.head import choose_head, logits_at_a_time, logprobs_and_entropy
 
 Outputs = tuple[Tensor, Tensor]
 Head = Callable[[Tensor, Tensor, Tensor], Outputs]

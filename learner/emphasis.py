@@ -68,15 +68,16 @@ def most_uncertain(batch: TokenBatch, policy: PolicyOutputs, *, over: Selector, 
 
     Of equally uncertain tokens the earlier one is taken.
     """
-    index_K = over(batch).nonzero().squeeze(1)
-    index_K = index_K[_entropy(policy)[index_K].argsort(descending=True, stable=True)]
-    segment_K = batch.segment_T[index_K]
-    order_K = segment_K.argsort(stable=True)
-    index_K, segment_K = index_K[order_K], segment_K[order_K]
-    counts_N = torch.bincount(segment_K, minlength=batch.sequences)
-    rank_K = torch.arange(len(index_K), device=index_K.device) - (counts_N.cumsum(0) - counts_N)[segment_K]
-    kept_N = torch.ceil(share * counts_N.double() - _ROUNDING)
-    return torch.zeros_like(_entropy(policy)).index_fill(0, index_K[rank_K < kept_N[segment_K]], 1.0)
+    # All tokens are ranked, those of `over` first: how many these are, only the GPU knows.
+    counted_T = over(batch)
+    entropy_T = torch.where(counted_T, _entropy(policy), -torch.ones_like(policy.entropy_T))
+    order_T = entropy_T.argsort(descending=True, stable=True)
+    order_T = order_T[batch.segment_T[order_T].argsort(stable=True)]
+    segment_T = batch.segment_T[order_T]
+    sizes_N, counts_N = (batch.sum_per_sequence(t.double()) for t in (torch.ones_like(counted_T), counted_T))
+    rank_T = torch.arange(len(order_T), device=order_T.device) - (sizes_N.cumsum(0) - sizes_N)[segment_T]
+    kept_N = torch.ceil(share * counts_N - _ROUNDING)
+    return torch.zeros_like(entropy_T).scatter(0, order_T, (rank_T < kept_N[segment_T]).to(entropy_T.dtype))
 
 
 def entropies(batch: TokenBatch, policy: PolicyOutputs, *, over: Selector) -> Tensor:

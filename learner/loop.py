@@ -102,6 +102,7 @@ class Learner:
     async def _live(self) -> int:
         try:
             await self._resume()
+            await memory.tell(self._trainer.budget.news(), self._process, self._metrics)
             self._intake.start()
             await self._train()
             if self._is_complete and not self._process.stop.is_set():

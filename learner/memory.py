@@ -61,16 +61,16 @@ class Budget:
 
     asked: the settings that the remembered budget belongs to; once one of them is another, it is forgotten. retries:
     False where a step cannot be made again in this process, because others take part in it: then what is remembered is
-    for the next start.
+    for the next start, and so is the telling of it.
     """
 
     def __init__(self, asked: Mapping[str, Any], directory: Path | None = None, *, retries: bool = True) -> None:
         self.retries = retries
         self._asked = dict(asked)
         self._path = None if directory is None else directory / _FILE
-        self._news: list[Shortage] = []
         configured = int(asked["micro_batch_tokens"])
-        self.tokens = min(configured, self._remembered() or configured)
+        remembered, self._news = self._remembered()
+        self.tokens = min(configured, remembered or configured)
         if self.tokens < configured:
             text = "micro-batches stay smaller than configured: memory ran out before"
             log.warning(text, extra={"tokens": self.tokens, "configured": configured})
@@ -83,6 +83,11 @@ class Budget:
 
     def lower(self, at: Extent) -> None:
         """Halve the budget until a micro-batch of this extent is cut smaller. OutOfMemory if it cannot be."""
+        if not at.trajectories:  # one that only keeps step with those of other ranks
+            raise OutOfMemory(
+                "memory does not suffice for this GPU's share of the model, whatever the micro-batch: share it among "
+                "more GPUs (learner.processes), or choose a smaller one"
+            )
         if at.trajectories < 2 or self.tokens == 1:
             raise OutOfMemory(
                 f"memory does not suffice for one trajectory of {at.tokens} tokens alone: set "
@@ -95,37 +100,45 @@ class Budget:
             self.tokens //= 2
         shortage = Shortage(at, before, self.tokens)
         log.warning(shortage.text)
-        self._remember()
         if not self.retries:
+            self._remember(untold=[*self._remembered()[1], shortage])
             raise OutOfMemory(f"{shortage.text}; the processes begin again from their checkpoint")
+        self._remember()
         self._news.append(shortage)
 
     def news(self) -> list[Shortage]:
-        """The shortages since this was asked last."""
+        """The shortages since this was asked last, also those that ended the process before this one."""
         found, self._news = self._news, []
+        if found:
+            self._remember()
         return found
 
-    def _remembered(self) -> int | None:
-        """What is remembered for these settings; None if nothing is."""
+    def _remembered(self) -> tuple[int | None, list[Shortage]]:
+        """What is remembered for these settings, and the shortages that nobody was told of; None if nothing is."""
         if self._path is None:
-            return None
+            return None, []
         try:
             document = json.loads(self._path.read_text(encoding="utf-8"))
-            return max(1, int(document["tokens"])) if document["asked"] == self._asked else None
+            if document["asked"] != self._asked:
+                return None, []
+            untold = [Shortage(Extent(*at), before, after) for *at, before, after in document.get("untold", [])]
+            return max(1, int(document["tokens"])), untold
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return None, []
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning(f"{self._path} cannot be read, so it is not known what fits into memory: {error}")
-            return None
+            return None, []
 
-    def _remember(self) -> None:
+    def _remember(self, untold: Iterable[Shortage] = ()) -> None:
         """Replace the file. Where the disk does not take it, the next start has to find out again."""
         if self._path is None:
             return
+        rows = [(s.at.trajectories, s.at.tokens, s.before, s.after) for s in untold]
+        document = {"asked": self._asked, "tokens": self.tokens, "untold": rows}
         unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps({"asked": self._asked, "tokens": self.tokens}) + "\n", encoding="utf-8")
+            unfinished.write_text(json.dumps(document) + "\n", encoding="utf-8")
             sync(unfinished)
             unfinished.replace(self._path)
             sync(self._path.parent)

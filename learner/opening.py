@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,15 +12,17 @@ from transformers import PreTrainedModel
 
 from common.settings import RunFile
 from learner.forward.attending import choose_kernel, equip
+from learner.forward.head import choose_head
 from learner.forward.layers import checkpoint_activations, compile_layers
 from learner.forward.model import choose_device, load_policy
 from learner.forward.policy import Policy, check_head, use_head
 from learner.forward.suiting import suited
-from learner.head import choose_head
 from learner.memory import Budget
 from learner.packing.layout import Layout
 from learner.ranks.alone import is_among_several, plain
 from learner.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def open_trainer(settings: RunFile) -> Trainer:
@@ -29,6 +32,8 @@ def open_trainer(settings: RunFile) -> Trainer:
     device = choose_device(settings.learner.device)
     if is_among_several():
         return _open_shared(settings, device)
+    if settings.learner.processes > 1:
+        log.warning("learner.processes is for `tributary up`: here it takes torchrun to start several, and this is one")
     load = partial(open_policy, settings, device)
     model = load()
     layout = _suited(settings, model, device)

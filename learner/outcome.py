@@ -46,10 +46,10 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """One optimiser step, told. grad_norm: before clipping. learning_rate: as scheduled. tokens: of responses.
+    """One optimiser step, told. grad_norm: before clipping. learning_rate: as scheduled.
 
-    times: of the attempt that succeeded. rehearsal: None unless the algorithm rehearses. evidence: None unless it was
-    to be kept. All other fields are about the step itself.
+    tokens: those that some term is about. times: of the attempt that succeeded. rehearsal: None unless the algorithm
+    rehearses. evidence: None unless it was to be kept. All other fields are about the step itself.
     """
 
     verdict: Verdict

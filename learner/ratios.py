@@ -54,7 +54,8 @@ def sequence_log_ratio(batch: TokenBatch, policy: PolicyOutputs, *, of: LogRatio
     log_ratio_T = of(batch, policy)
     sum_N = batch.sum_per_sequence(torch.where(counted_T, log_ratio_T, torch.zeros_like(log_ratio_T)))
     count_N = batch.sum_per_sequence(counted_T.to(sum_N.dtype))
-    return (sum_N / count_N.clamp(min=1))[batch.segment_T]
+    # index_select: on a CPU with several threads indexing adds the gradients of a sequence up in any order.
+    return (sum_N / count_N.clamp(min=1)).index_select(0, batch.segment_T)
 
 
 def exponential(batch: TokenBatch, policy: PolicyOutputs, *, of: LogRatio) -> Tensor:

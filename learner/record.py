@@ -73,12 +73,12 @@ class StepRecord:
 
     @property
     def tokens(self) -> int:
-        """Response tokens of the step and of its rehearsal."""
+        """Tokens that a term of the step, or of its rehearsal, is about."""
         return self.outcome.tokens + sum(step.tokens for step in self._rehearsals)
 
     @property
     def tokens_per_s(self) -> float:
-        """Response tokens trained per second of the whole step, waiting included."""
+        """Those tokens per second of the whole step, waiting included."""
         return self.tokens / max(self.timeline.step_s, 1e-9)
 
     @property

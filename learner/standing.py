@@ -11,7 +11,10 @@ from learner.storage.checkpoint import Progress
 
 @dataclass(slots=True)
 class Standing:
-    """Changes only between steps. step: steps done. version: the last one that weights were given.
+    """Where one learner stands. step: steps done. version: the last one that weights were given.
+
+    Changes between steps; but what is written beside the training is entered when it is done: saved_step and the
+    ledger's acknowledgements when a checkpoint commits, unpublished and owes_version when a snapshot is lost.
 
     A version counts from its snapshot on, whether or not it is written already: so a resumed run counts as the
     uninterrupted one did, however fast its disk. unpublished: optimiser updates that no snapshot holds, or only one

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from common.errors import SettingsError
 from learner.batch import MicroBatch, PolicyOutputs, Spans
 from learner.forward.attending import arguments, is_equipped
-from learner.head import Head, logits_at_a_time, logprobs_and_entropy
+from learner.forward.head import Head, logits_at_a_time, logprobs_and_entropy
 from learner.ranks.alone import ALONE, Ranks
 
 _TOLERANCE = 0.02
@@ -54,7 +54,7 @@ def evaluate(model: Any, micro: MicroBatch, temperature: float) -> PolicyOutputs
     hidden_BSH: Tensor = model.base_model(
         input_ids=micro.input_ids, use_cache=False, **_arrangement(model, micro.spans)
     ).last_hidden_state
-    hidden_TH = hidden_BSH.flatten(0, 1)[micro.predictor_T]
+    hidden_TH = _picked(hidden_BSH.flatten(0, 1), micro.predictor_T)
     if torch.is_autocast_enabled(hidden_TH.device.type):
         # A custom function is not autocast: without this the head would be multiplied in the masters' float32.
         hidden_TH = hidden_TH.to(torch.get_autocast_dtype(hidden_TH.device.type))
@@ -65,6 +65,13 @@ def evaluate(model: Any, micro: MicroBatch, temperature: float) -> PolicyOutputs
         hidden_TH, head.weight, micro.tokens.labels_T, temperature, chunk, getattr(head, "bias", None)
     )
     return PolicyOutputs(logprobs_T, entropy_T)
+
+
+def _picked(hidden_PH: Tensor, predictor_T: Tensor) -> Tensor:
+    """The hidden states at these positions, of which those that trajectories share repeat.    [P, H] -> [T, H]"""
+    # Where an index repeats its gradients are added up: on a CPU with several threads index_select does it in the order
+    # of the tokens, indexing in any; on a GPU indexing does, and in float32.
+    return hidden_PH[predictor_T] if hidden_PH.is_cuda else hidden_PH.index_select(0, predictor_T)
 
 
 def use_head(model: Any, head: Head) -> None:

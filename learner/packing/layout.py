@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -29,10 +29,6 @@ class Layout:
         # On a CPU the two cost nearly the same, and padded rows ask nothing of the model.
         packed = settings.layout == "packed" or (settings.layout == "auto" and device.type == "cuda")
         return Layout(settings.micro_batch_tokens, packed, settings.shared_prompts)
-
-    def halved(self) -> Layout:
-        """The same with half the tokens; never less than one."""
-        return replace(self, tokens=max(1, self.tokens // 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from common.errors import TributaryError
+from common.errors import SettingsError, TributaryError
 
 Heed = Callable[[], None]
 
@@ -99,10 +99,23 @@ def plain(values: Sequence[float]) -> Tensor:
 
 
 def is_among_several() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun started this process as one of several. SettingsError if half of its variables are there."""
+    if _number("WORLD_SIZE", 1) < 2:
+        return False
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise SettingsError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but nothing is said of {', '.join(missing)}: start several "
+            "processes with torchrun, or one without WORLD_SIZE"
+        )
+    return True
 
 
 def own_rank() -> int:
     """Which of them it is."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else default

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from common.errors import SettingsError
 from learner.outcome import Abandoned
 from learner.ranks.alone import Heed, RankLost, Ranks
 
@@ -189,10 +190,19 @@ class _Gathering(Mapping[str, Tensor]):
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this rank where the learner computes on `device`: each rank of a machine has a GPU of its own."""
+    """The device of this rank where the learner computes on `device`: each rank of a machine has a GPU of its own.
+
+    SettingsError if there are more ranks than GPUs.
+    """
     if device.type != "cuda":
         return device
-    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    own, there = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), torch.cuda.device_count()
+    asked = max(own.index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if asked > there:
+        raise SettingsError(
+            f"the learner was started as {asked} processes on a machine where torch sees {there} GPUs, and each needs "
+            f'one: set learner.processes (torchrun: --nproc-per-node) to {there} at most, or learner.device to "cpu"'
+        )
     torch.cuda.set_device(own)
     return own
 

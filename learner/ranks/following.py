@@ -1,6 +1,7 @@
 """Following: what the ranks other than 0 do. They have no Redis and no heartbeat; they do what rank 0 tells them.
 
-A signal to stop does not end them at once: rank 0 has heard it too, and needs them for its last checkpoint.
+A signal to stop does not end them: rank 0 has heard it too, and needs them for its last checkpoint. torchrun, which
+passed it on, ends whoever takes longer than its `--shutdown-timeout`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Timer
 from typing import Any, assert_never
 
 from common import logs
@@ -20,11 +20,10 @@ from common.errors import TributaryError
 from common.process import die_with_parent, parser
 from common.settings import RunFile, load_run
 from learner.outcome import Abandoned
+from learner.ranks.alone import RankLost
 from learner.ranks.directives import End, GiveState, GiveWeights, MakeStep, TakeState, decode
 from learner.trainer import Trainer
 
-FAREWELL_S = 60.0
-"""How long rank 0 may take to let go after a signal; torchrun has less patience still."""
 _LOOK_S = 1.0
 
 Open = Callable[[RunFile], Trainer]
@@ -79,6 +78,10 @@ def _work(settings: RunFile, open_trainer: Open) -> int:
         trainer = open_trainer(settings)
         log.info("started", extra={"pid": os.getpid(), "ranks": trainer.ranks.size})
         obey(trainer)
+        trainer.close()  # as rank 0 does: NCCL waits for everyone there
+    except RankLost as error:  # why the other one ended, it says itself, or torchrun does
+        log.warning(str(error))
+        return 1
     except TributaryError as error:
         log.error(str(error))
         return 1
@@ -90,7 +93,7 @@ def _work(settings: RunFile, open_trainer: Open) -> int:
 
 
 def _heed_signals() -> None:
-    """Leave it to rank 0 to end the work after a first signal, for a while."""
+    """Leave it to rank 0 to end the work after a first signal."""
     heard: list[int] = []
 
     def on_signal(number: int, _: Any) -> None:
@@ -98,9 +101,6 @@ def _heed_signals() -> None:
             os._exit(128 + number)
         heard.append(number)
         log.info("stopping", extra={"signal": signal.Signals(number).name})
-        limit = Timer(FAREWELL_S, os._exit, (1,))
-        limit.daemon = True
-        limit.start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)

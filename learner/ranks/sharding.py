@@ -81,6 +81,8 @@ def shard(model: PreTrainedModel, ranks: CollectiveRanks, device: torch.device) 
         whole = cast(FSDPModule, part)
         whole.set_gradient_divide_factor(1.0)
         whole.set_force_sum_reduction_for_comms(True)
+        # What a rank's tokens did not pass through, such as an expert, adds zeros: all ranks have to add up the same.
+        whole.set_reduce_scatter_unused_params(True, recurse=False)
     return ShardedPolicy(root, shell, ranks)
 
 

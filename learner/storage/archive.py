@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 from common.errors import RedisUnavailable, SettingsError
+from common.events import EventKind
 from common.metrics import LearnerMetrics
 from common.process import Process
 from common.tasks import end
@@ -70,7 +71,7 @@ class Archive:
             return False
         progress = checkpoint.progress
         try:
-            self._trainer.restore(checkpoint.tensors, progress.updates)
+            await self._compute.run(lambda: self._trainer.restore(checkpoint.tensors, progress.updates))
         except (ValueError, KeyError) as error:
             raise SettingsError(
                 f"the checkpoint of step {progress.step} in {self._process.settings.checkpoints_directory} does not "
@@ -80,6 +81,9 @@ class Archive:
         standing.restore(progress)
         self._process.hold_version(progress.version)
         log.info("restored", extra={"step": progress.step, "from_version": progress.version})
+        for complaint in self._store.complaints:
+            lost = f"{complaint}. What was trained after step {progress.step} and acknowledged with it is lost"
+            await self._process.tell(EventKind.NOTICE, {"text": lost})
         await self._settle(progress.seen)
         await self._acknowledge(progress.unacknowledged, standing.ledger)
         return True

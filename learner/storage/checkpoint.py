@@ -69,18 +69,23 @@ class SavedPolicy:
     weights: Mapping[str, Tensor]
 
 
-class NoPolicy(TributaryError):
-    """No checkpoint holds what was asked for."""
+class NoCheckpoint(TributaryError):
+    """No checkpoint holds what was asked for, or none that is there can be used."""
 
 
 class Damaged(Exception):
     """A checkpoint directory is incomplete or altered."""
 
 
+class Unreadable(Damaged):
+    """A checkpoint directory may be whole, and cannot be read: not by this program, or not now."""
+
+
 class CheckpointStore:
-    """The checkpoints of one run; the newest `keep` are kept."""
+    """The checkpoints of one run; the newest `keep` are kept. complaints: what `newest` had to pass over, and why."""
 
     def __init__(self, directory: Path, keep: int) -> None:
+        self.complaints: list[str] = []
         self._directory = directory
         self._keep = keep
 
@@ -100,18 +105,33 @@ class CheckpointStore:
         return target
 
     def newest(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint; None if there is none. A damaged one is said, and set aside."""
+        """The newest undamaged checkpoint; None if there never was any. A damaged one is said, and set aside.
+
+        NoCheckpoint if all are damaged, or if one may be whole and cannot be read: what they held is acknowledged, so
+        to go on without it is for an operator to decide.
+        """
         sweep(self._directory)
         for directory in reversed(self._directories()):
             try:
                 return _read(directory)
+            except Unreadable as error:
+                raise NoCheckpoint(
+                    f"the checkpoint {directory} cannot be read: {error}. It was left as it is: make it readable, or "
+                    "move it away to go on from the one before it"
+                ) from error
             except Damaged as error:
-                log.warning(f"the checkpoint {directory} is damaged and is skipped: {error}")
+                self.complaints.append(f"the checkpoint {directory} is damaged and was passed over: {error}")
+                log.warning(self.complaints[-1])
                 _set_aside(directory)
+        if damaged := sorted(path.name for path in self._directory.glob(f"step-*{_DAMAGED}")):
+            raise NoCheckpoint(
+                f"every checkpoint in {self._directory} is damaged ({', '.join(damaged)}): put a copy of one back, or "
+                "remove them to begin the run anew"
+            )
         return None
 
     def saved_policy(self, step: int | None = None) -> SavedPolicy:
-        """The policy of the checkpoint of `step`, or of the newest undamaged one. NoPolicy says why there is none.
+        """The policy of the checkpoint of `step`, or of the newest undamaged one. NoCheckpoint says why there is none.
 
         Nothing is changed on disk: this may be called while a learner trains.
         """
@@ -123,18 +143,18 @@ class CheckpointStore:
                     found = _read(directory, {_POLICY})
                     return SavedPolicy(found.progress, found.tensors[_POLICY])
                 except (Damaged, KeyError) as error:
-                    problems.append(f"{directory.name} is damaged: {error}")
+                    problems.append(f"{directory.name} is {_ill(error)}: {error}")
         if problems and step is None and directories != self._directories():  # removed meanwhile, for newer ones
             return self.saved_policy()
         if problems:
-            raise NoPolicy(f"no checkpoint in {self._directory} can be used ({'; '.join(problems)})")
+            raise NoCheckpoint(f"no checkpoint in {self._directory} can be used ({'; '.join(problems)})")
         if not directories:
-            raise NoPolicy(
+            raise NoCheckpoint(
                 f"there is no checkpoint in {self._directory}: train until the first one, or order one with "
                 "`tributary checkpoint`"
             )
         steps = [_step(directory) for directory in directories]
-        raise NoPolicy(f"there is no checkpoint of step {step} in {self._directory}: choose one of {steps}")
+        raise NoCheckpoint(f"there is no checkpoint of step {step} in {self._directory}: choose one of {steps}")
 
     def _directories(self) -> list[Path]:
         """Committed checkpoints, oldest first."""
@@ -146,6 +166,10 @@ def _step(directory: Path) -> int:
     return int(directory.name.removeprefix("step-"))
 
 
+def _ill(error: Exception) -> str:
+    return "unreadable" if isinstance(error, Unreadable) else "damaged"
+
+
 def _set_aside(directory: Path) -> None:
     """Rename a damaged directory, so that it neither counts among those kept nor blocks a new one of its name."""
     aside = directory.with_name(directory.name + _DAMAGED)
@@ -155,11 +179,14 @@ def _set_aside(directory: Path) -> None:
 
 
 def _read(directory: Path, only: Container[str] | None = None) -> Checkpoint:
-    """A checkpoint, with all of its files or only those of some names. Damaged if it is not as it was written."""
+    """A checkpoint, with all of its files or only those of some names.
+
+    Damaged if it is not as it was written; Unreadable if that cannot be found out.
+    """
     try:
         record = cast(dict[str, Any], json.loads((directory / _RECORD).read_text(encoding="utf-8")))
         if record["schema"] > _SCHEMA:
-            raise Damaged(f"its schema is {record['schema']}, this program reads up to {_SCHEMA}")
+            raise Unreadable(f"its schema is {record['schema']}, this program reads up to {_SCHEMA}")
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, (size, digest) in record["files"].items():
             path = directory / name
@@ -169,8 +196,10 @@ def _read(directory: Path, only: Container[str] | None = None) -> Checkpoint:
                 raise Damaged(f"{name} does not match its digest")
             tensors[path.stem] = load_file(path)
         return Checkpoint(_progress(record["progress"]), tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
+    except OSError as error:  # permissions, a disk that is away: nothing is said about what is on it
+        raise Unreadable(str(error)) from error
 
 
 def _progress(fields: dict[str, Any]) -> Progress:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WEIGHT_BACKEND = "tributary"
 FRONT_PID = "TRIBUTARY_ENGINE_FRONT_PID"
 _WORKER_EXTENSION = "services.generator.worker.WorkerExtension"
+_SCHEDULER = "services.generator.held_outputs.HoldingScheduler"
 _CPU_KV_CACHE_BYTES = 256 << 20
 _SPARE_SEQS = 4
 """Places beside those that are asked for: the canary need not wait until a long sequence ends."""
@@ -107,6 +108,8 @@ class EngineSettings:
             # Without a size it asks for most of the RAM; compiled graphs bring nothing here.
             optional["kv_cache_memory_bytes"] = self.kv_cache_bytes or _CPU_KV_CACHE_BYTES
             optional |= {"enforce_eager": True, "block_size": 32}
+            # Scheduling ahead hides nothing here, where one thread does both, and computes a token too many a sequence.
+            optional |= {"async_scheduling": False, "scheduler_cls": _SCHEDULER}
         return AsyncEngineArgs(
             model=self.model,
             max_num_seqs=self.max_num_seqs + _SPARE_SEQS,

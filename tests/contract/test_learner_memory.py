@@ -13,7 +13,7 @@ import torch
 
 from common.events import EventKind
 from learner.forward.policy import Policy
-from learner.memory import OutOfMemory
+from learner.memory import Budget, Extent, OutOfMemory
 from tests.contract.learner_rig import Rig, make_group, write_run
 
 
@@ -60,6 +60,22 @@ async def test_a_learner_that_runs_out_of_memory_goes_on_and_remembers(
     await rig.emit(make_group(n) for n in range(4, 6))
     assert (await rig.steps(3))[2]["trajectories"] == 8
     assert (len(failures), rig.process.heartbeat()["micro_batch_tokens"]) == (1, 32)
+
+
+async def test_a_shortage_that_ended_several_ranks_is_counted_and_told_by_the_next_start(rig: Rig) -> None:
+    settings = rig.process.settings
+    with pytest.raises(OutOfMemory):
+        Budget.of(settings.learner, settings.checkpoints_directory, retries=False).lower(Extent(3, 60))
+    await rig.prepare()
+    for start in (0, 1):
+        rig.start()
+        await rig.emit(make_group(n) for n in range(2 * start, 2 * start + 2))
+        await rig.steps(start + 1)
+        counted = rig.process.registry.get_sample_value("tributary_learner_out_of_memory_total")
+        assert counted == (1 - start)
+        assert await rig.stop() == 0
+    notices = [told["text"] for told in await rig.events(EventKind.NOTICE)]
+    assert sum("memory ran out in a micro-batch of 60 tokens" in text for text in notices) == 1
 
 
 async def test_a_trajectory_that_does_not_fit_ends_the_learner_with_the_way_out(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 
 from common.events import EventKind
 from common.trajectory import Group
+from services.cli.up.logs import reason
 from tests.contract.learner_rig import (
     ROOT,
     Rig,
@@ -51,7 +54,7 @@ class RankedLearner:
     def __init__(self, run_file: Path, redis_url: str, ranks: int = 2) -> None:
         self.log = run_file.parent / "learner.log"
         environment = {"REDIS_URL": redis_url, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        torchrun = [sys.executable, "-m", "learner.ranks.launching", "--standalone", "--nproc-per-node", str(ranks)]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [*torchrun, "-m", "learner", str(run_file), "--name", "learner"],
@@ -247,6 +250,7 @@ async def test_a_run_goes_on_with_any_number_of_ranks_whether_stopped_or_broken_
     assert await ended(learner) != 0
     assert time.monotonic() - began_s < END_S
     assert gone([*ranks.values()]), "nobody is left of a job that lost one of its ranks"
+    assert "rank 1 of the learner ended first, killed by signal 9" in learner.log.read_text()
 
     await run.emit(groups(range(14, 2 * STEPS)))
     learner = launch(run.run_file)
@@ -255,6 +259,21 @@ async def test_a_run_goes_on_with_any_number_of_ranks_whether_stopped_or_broken_
     assert all(difference < 1e-5 for difference in found.values()), found
     assert progress_of(newest(run))["seen"] == progress_of(newest(alone))["seen"]
     assert await run.process.delivery.groups.length() == 0
+
+
+async def test_settings_that_rank_0_cannot_use_are_one_sentence_and_the_end_of_all(
+    rigs: Callable[..., Rig], launch: Callable[..., RankedLearner], tmp_path: Path
+) -> None:
+    rig = rigs(tmp_path / "run")
+    await rig.prepare(**GRPO)
+    rig.run_file.write_text(re.sub(r'(?m)^path = ".*"', f'path = "{tmp_path}"', rig.run_file.read_text(), count=1))
+    learner = launch(rig.run_file)
+    assert await ended(learner) == 2
+    lines = [line for line in learner.log.read_text().splitlines() if line.startswith("{")]
+    errors = [record["message"] for record in map(json.loads, lines) if record["level"] == "error"]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"model.path: {tmp_path} is not a Hugging Face model directory")
+    assert reason(learner.log) == errors[0]
 
 
 def newest(rig: Rig) -> Path:

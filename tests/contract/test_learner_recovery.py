@@ -214,3 +214,6 @@ async def test_a_damaged_checkpoint_is_skipped_and_the_one_before_it_is_used(rig
 
     await rig.until(restored)
     assert (tmp_path / "run" / "checkpoints" / "step-000008.damaged").exists()
+    (notice,) = await rig.events(EventKind.NOTICE)
+    assert "step-000008 is damaged" in notice["text"]
+    assert "trained after step 4" in notice["text"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from learner_cases import asked, mixed_groups
-from span_cases import MODELS, logprobs_and_gradient, model_of, prompted_groups, slow_kernel
+from learner_cases import Lengths, asked, group, mixed_groups, trajectory
+from span_cases import MODELS, logprobs_and_gradient, model_of, prompted_groups, slow_kernel, with_one_beginning
 from torch import Tensor
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import learner.forward.attending
 from common.config.algorithm import LUFFY
@@ -27,6 +28,7 @@ from learner.forward.attending import (
     varlen_kernel,
 )
 from learner.forward.policy import evaluate
+from learner.objective import loss
 from learner.packing.layout import Layout
 from learner.packing.plan import plan_step
 from learner.packing.writing import spans_of
@@ -93,9 +95,38 @@ def test_a_shared_beginning_is_computed_once() -> None:
         layout: sum(m.input_ids.numel() for m in plan_step(asked(LUFFY()), prompted_groups(), layout).micro_batches)
         for layout in (PACKED, SHARED[0])
     }
-    assert (
-        cells[PACKED] - cells[SHARED[0]] == 4 * 9 + 3 * 9
-    )  # two beginnings of nine tokens, of five and of four members
+    # Two beginnings of nine tokens, of five and of four members.
+    assert cells[PACKED] - cells[SHARED[0]] == 4 * 9 + 3 * 9
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_several_threads_add_up_the_gradient_of_a_shared_beginning_to_the_same_bits() -> None:
+    """Eight members ask the prompt's last token what comes next; from 32 768 numbers on torch shares such work out."""
+    members = [trajectory(Lengths(prompt=30, sampled=40), float(n % 2), seed=n) for n in range(8)]
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes))
+    assert equip(model, None)
+    algorithm, layout = asked(LUFFY()), Layout(10**6, packed=True, shared_prompts=True)
+    plan = plan_step(algorithm, [group(*with_one_beginning(members, 30))], layout)
+    (micro,) = (m.to("cpu") for m in plan.micro_batches)
+    assert micro.spans is not None
+    assert micro.spans.keys is not None
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        loss(algorithm, plan, micro, evaluate(model, micro, 1.0))[0].backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    first = gradient()
+    assert all(torch.equal(gradient(), first) for _ in range(8))
 
 
 def test_a_model_that_is_not_equipped_does_not_guess_what_shared_beginnings_are() -> None:

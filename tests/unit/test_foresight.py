@@ -18,7 +18,7 @@ from common.trajectory import Group
 from learner import trainer as trainer_module
 from learner.intake import Acceptance, Arrival, Intake
 from learner.packing.foresight import Foresight, foreseeing
-from learner.packing.layout import Layout
+from learner.packing.layout import Layout, Share
 from learner.packing.plan import plan_step
 from learner.trainer import Trainer
 
@@ -60,7 +60,7 @@ def test_a_plan_for_another_step_is_not_used(foresight: Foresight, what: str) ->
         "order": (LIVE, groups[::-1], LAYOUT),
         "algorithm": (live(GRPO(divide_by_std=False), groups_per_step=2), groups, LAYOUT),
         "length": (live(GRPO(), sampling={"max_response_tokens": 8}), groups, LAYOUT),
-        "layout": (LIVE, groups, LAYOUT.halved()),
+        "layout": (LIVE, groups, Layout(32)),
     }
     assert foresight.recall(*asked[what]) is None
 
@@ -84,9 +84,9 @@ def test_steps_are_the_same_to_the_bit_through_a_switch_and_only_those_foreseen_
 ) -> None:
     planned: list[str] = []
 
-    def watched(algorithm: Any, groups: Sequence[Group], layout: Layout) -> Any:
+    def watched(algorithm: Any, groups: Sequence[Group], layout: Layout, share: Share) -> Any:
         planned.append(groups[0].group_id)
-        return plan_step(algorithm, groups, layout)
+        return plan_step(algorithm, groups, layout, share)
 
     monkeypatch.setattr(trainer_module, "plan_step", watched)
     foreseeing_one, plain = Trainer(tiny_model(), LAYOUT, foresight=True), Trainer(tiny_model(), LAYOUT)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.errors import SettingsError
-from learner.head import choose_head, logprobs_and_entropy
+from learner.forward.head import choose_head, logprobs_and_entropy
 
 T, V, H = 24, 13, 5
 

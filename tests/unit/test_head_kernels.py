@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(
 COMPARISON = """
 import itertools
 import torch
-from learner.head import logprobs_and_entropy
-from learner.head_kernels import fused_logprobs_and_entropy
+from learner.forward.head import logprobs_and_entropy
+from learner.forward.head_kernels import fused_logprobs_and_entropy
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 SIZES = [(3, 40, 1000), (5, 13, 9), (2, 1300, 10000), (0, 13, 9)]

@@ -29,11 +29,6 @@ def test_auto_packs_on_a_gpu(asked: str, device: torch.device, packed: bool) -> 
     assert Layout.of(settings, device) == Layout(100, packed, shared_prompts=False)
 
 
-def test_half_a_layout_is_never_nothing() -> None:
-    assert PACKED.halved() == Layout(32, packed=True, shared_prompts=True)
-    assert Layout(1).halved() == Layout(1)
-
-
 def test_layouts_and_shares_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Layout(0)

@@ -136,6 +136,29 @@ def test_where_others_take_part_the_smaller_budget_is_for_the_next_start(tmp_pat
     assert budget(tmp_path, retries=False).tokens == 32
 
 
+def test_what_ended_a_process_is_told_by_the_next_one_once(tmp_path: Path) -> None:
+    for tokens in (32, 16):
+        with pytest.raises(OutOfMemory):
+            budget(tmp_path, retries=False).lower(Extent(3, tokens + 1))
+    told = budget(tmp_path, retries=False).news()
+    assert [(s.at, s.before, s.after) for s in told] == [(Extent(3, 33), 64, 32), (Extent(3, 17), 32, 16)]
+    after = budget(tmp_path, retries=False)
+    assert (after.news(), after.tokens) == ([], 16)
+
+
+def test_a_shortage_that_was_told_is_not_left_for_the_next_start(tmp_path: Path) -> None:
+    here = budget(tmp_path)
+    here.lower(Extent(3, 64))
+    assert len(here.news()) == 1
+    assert budget(tmp_path).news() == []
+
+
+def test_where_not_even_a_filler_fits_it_is_the_model_that_is_too_large(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match="this GPU's share of the model"):
+        budget(tmp_path, retries=False).lower(Extent(0, 1))
+    assert not [*tmp_path.iterdir()], "smaller micro-batches would not help"
+
+
 def test_memory_that_the_optimiser_lacks_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(tiny_model(), Layout(64))
     before = weights(trainer)

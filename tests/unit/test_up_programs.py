@@ -69,7 +69,7 @@ def test_a_learner_of_several_processes_is_started_by_torchrun(tmp_path: Path) -
     asked = settings(tmp_path, "[learner]\nprocesses = 2\n")
     started = {p.name: p for p in programs(asked, run_file, "redis://here")}
     launcher = ("-m", "services.cli.up.tether", str(os.getpid()), sys.executable)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    torchrun = ("-m", "learner.ranks.launching", "--standalone", "--nproc-per-node", "2", "--shutdown-timeout", "600")
     learner = ("-m", "learner", str(run_file), "--name", "learner")
     assert started["learner"].command == (sys.executable, *launcher, *torchrun, *learner)
     assert started["curriculum"].command[:3] == (sys.executable, "-m", "services.curriculum")

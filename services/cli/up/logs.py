@@ -7,6 +7,7 @@ from pathlib import Path
 
 _TAIL_BYTES = 64 * 1024
 _LONGEST = 600
+_ERROR = "error: "
 
 
 def last_lines(path: Path, count: int, start: int = 0) -> list[str]:
@@ -20,6 +21,13 @@ def last_lines(path: Path, count: int, start: int = 0) -> list[str]:
         return []
     lines = [shown for line in text.splitlines() if (shown := _readable(line))]
     return lines[-count:]
+
+
+def reason(path: Path, start: int = 0) -> str:
+    """Why a program says that it ended, in what it wrote after byte `start`: its last error, or else its last line."""
+    lines = last_lines(path, _TAIL_BYTES, start)
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return [*lines[-1:], *errors[-1:]][-1] if lines else ""
 
 
 def _readable(line: str) -> str:

@@ -17,6 +17,8 @@ SCORER = "scorer"
 _MODULES = {LEARNER: LEARNER, SCORER: "services.generator.scoring"}
 # Whoever computes without pause stands back for whoever answers an operator, on the same few processors.
 _NICE = {"generator": 10, LEARNER: 10, SCORER: 10}
+# Long enough for a last checkpoint: how long it may really take, the supervisor decides.
+_SHUTDOWN_S = 600
 _ROOT = Path(common.__file__).resolve().parent.parent
 
 
@@ -48,7 +50,8 @@ def _launcher(processes: int) -> tuple[str, ...]:
     if processes == 1:
         return (sys.executable,)
     tether = (sys.executable, "-m", "services.cli.up.tether", str(os.getpid()))
-    return (*tether, sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    torchrun = (sys.executable, "-m", "learner.ranks.launching", "--standalone", "--nproc-per-node", str(processes))
+    return (*tether, *torchrun, "--shutdown-timeout", str(_SHUTDOWN_S))
 
 
 def log_path(settings: RunFile, name: str) -> Path:

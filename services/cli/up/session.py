@@ -231,7 +231,9 @@ class Session:
     def _tell_failure(self, error: GaveUp) -> int:
         """Say why a program was given up, with the end of its log; the exit code."""
         self._voice.say(str(error), "error")
-        for line in logs.last_lines(error.program.log, 1 if error.unusable else _LOG_LINES, error.log_start):
+        log, start = error.program.log, error.log_start
+        told = [logs.reason(log, start)] if error.unusable else logs.last_lines(log, _LOG_LINES, start)
+        for line in told:
             self._voice.say(f"  {line}", "log", name=error.program.name)
         self._voice.say(f"its log: {error.program.log}", "note")
         return UNUSABLE if error.unusable else FAILED

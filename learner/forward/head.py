@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import SettingsError
-from learner.tiles import Arithmetic, Manner, Piece, Slopes, tiled
+from learner.forward.tiles import Arithmetic, Manner, Piece, Slopes, tiled
 
 Head: TypeAlias = Callable[[Tensor, Tensor, Tensor, float, int, Tensor | None], tuple[Tensor, Tensor]]
 """What `logprobs_and_entropy` is and what may stand in its place."""
@@ -41,7 +41,7 @@ def choose_head(kind: str, device: torch.device) -> Head:
             f'learner.head is "{kind}", which needs a GPU, and the learner is on {device.type}: set it to "chunked"'
         )
     try:
-        from learner.head_kernels import fused_logprobs_and_entropy
+        from learner.forward.head_kernels import fused_logprobs_and_entropy
     except ImportError as error:
         raise SettingsError(
             f'learner.head is "{kind}", which needs the package triton ({error}): install the CUDA build of torch, '

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from learner.tiles import Arithmetic, Manner, Piece, Slopes, tiled
+from learner.forward.tiles import Arithmetic, Manner, Piece, Slopes, tiled
 
 _BLOCK = 1024
 
