@@ -111,7 +111,12 @@ def two_threads() -> Iterator[None]:
 def test_several_threads_add_up_the_gradient_of_a_shared_beginning_to_the_same_bits() -> None:
     """Eight members ask the prompt's last token what comes next; from 32 768 numbers on torch shares such work out."""
     members = [trajectory(Lengths(prompt=30, sampled=40), float(n % 2), seed=n) for n in range(8)]
-    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes))
     assert equip(model, None)
     algorithm, layout = asked(LUFFY()), Layout(10**6, packed=True, shared_prompts=True)
