@@ -108,10 +108,9 @@ class Comparison:
 
     def _document(self, cell: Cell, plan: Plan, found: dict[str, Training]) -> Json:
         """Both trainings, with the accuracies of what they saved."""
-        scale = Scale(cell)
         sides: Json = {}
         for side, training in found.items():
-            accuracies = curve(scale, training.saved)
+            accuracies = curve(Scale(cell), training.saved)
             times = {step.number: step.at_s for step in training.steps}
             sides[side] = report.document(training, accuracies, times, plan.accuracy)
             say(f"{cell.name}: {side}: accuracy {report.told(accuracies)}")
