@@ -34,7 +34,6 @@ from common.keys import Keys
 from common.streams import Delivery
 from common.trajectory import GroupPlan, Purpose, Request, Sampling
 from common.wire import decode_group, encode_request
-from services.cli.up.process_table import members
 
 _BLOCK_MS = 250
 _READ = 256
@@ -118,9 +117,9 @@ async def _drain(bench: Bench, stack: ExitStack, seconds: float, deadline_s: flo
         if began_s:
             tokens += sum(member.response_length for group in found for member in group.trajectories)
         elif settling <= 0:
-            began_s, cpu_s = time.monotonic(), cpu_seconds(*members([process.pid]))
+            began_s, cpu_s = time.monotonic(), cpu_seconds(process.pid)
     passed_s = time.monotonic() - began_s
-    used = used_between(cpu_s, cpu_seconds(*members([process.pid])))
+    used = used_between(cpu_s, cpu_seconds(process.pid))
     await bench.redis.aclose()
     return Alone(tokens / passed_s, tokens, passed_s, used)
 

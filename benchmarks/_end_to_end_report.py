@@ -25,6 +25,7 @@ Same base model, prompts, reward, group size 8, 16 groups a step, learning rate,
 
 * **trained tokens/s**: response tokens that reached a gradient (of groups whose rewards differ, in steps that changed
   the weights; nothing dropped or stale) per second from the start of training to the end of its last step.
+* **ratio**: of the turn in the middle, if both trained several times, in turns; all of them in parentheses.
 * **time to accuracy**: seconds of training until the held-out accuracy of the weights reached the value named.
 * **η**: Tributary's response tokens/s ÷ the smaller of generator alone and learner alone, measured in the same run of
   the program; beside it the same from the first quarter of the steps on, once the pipeline is full.
@@ -129,6 +130,8 @@ class Results:
 def _row(cell: Json) -> str:
     ours, theirs = cell["sides"]["tributary"], cell["sides"].get("trl")
     ratio = "-" if theirs is None else f"**{ours['trained_tokens_per_s'] / theirs['trained_tokens_per_s']:.2f}×**"
+    if len(turns := cell.get("ratios", [])) > 1:
+        ratio += f" ({', '.join(f'{one:.2f}' for one in sorted(turns))})"
     efficiency = cell.get("efficiency")
     columns = [
         cell["workload"],

@@ -49,8 +49,8 @@ class Tuning:
     drop_flat_groups: the learner leaves out groups whose rewards are all equal, which have no gradient.
     """
 
-    max_num_seqs: int = 256
-    requests_in_flight: int = 40
+    max_num_seqs: int = 192
+    requests_in_flight: int = 28
     max_staleness: int = 4
     publish_every: int = 1
     kv_cache_mb: int = 256

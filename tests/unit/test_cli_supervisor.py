@@ -234,8 +234,7 @@ async def test_a_child_that_left_for_a_session_of_its_own_is_found_by_its_mark(s
     while len(process_table.marked(*MARK)) < 2:
         await asyncio.sleep(0.01)
     await stage.stop()
-    while process_table.marked(*MARK):  # killed, and on its way out
-        await asyncio.sleep(0.01)
+    assert process_table.marked(*MARK) == []
 
 
 async def test_whoever_is_in_a_hurry_waits_for_nobody(stage: Stage, tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ _FOR_EVER = "while :; do sleep 0.05; done"
 
 
 def _lives(pid: int) -> bool:
-    return pid in [entry.pid for entry in process_table.entries()]
+    return bool(process_table.living([pid]))
 
 
 async def _appear(*paths: Path) -> None:
@@ -301,4 +300,4 @@ async def test_a_program_speaks_and_is_stopped_through_processes_in_sessions_of_
     assert os.getsid(worker[0]) != shell
     assert stage.supervisor.mark_ready("a", worker[0])
     await stage.stop(hurry=True)
-    assert not set(worker) & {entry.pid for entry in process_table.entries()}
+    assert not process_table.living(worker)

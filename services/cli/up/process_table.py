@@ -46,6 +46,11 @@ def members(sessions: Iterable[int]) -> list[int]:
         wanted |= begun
 
 
+def living(pids: Iterable[int]) -> set[int]:
+    """Those of these processes that live."""
+    return {entry.pid for entry in entries()} & set(pids)
+
+
 def marked(variable: str, value: str) -> list[int]:
     """The ids of the live processes that were started with this environment variable, whatever session they are in."""
     mark = f"{variable}={value}".encode()

@@ -15,8 +15,9 @@ PARENT = "TRIBUTARY_PARENT"
 LEARNER = "learner"
 SCORER = "scorer"
 _MODULES = {LEARNER: LEARNER, SCORER: "services.generator.scoring"}
-# Whoever computes without pause stands back for whoever answers an operator, on the same few processors.
-_NICE = {"generator": 10, LEARNER: 10, SCORER: 10}
+# Whoever computes without pause stands back for whoever answers an operator, on the same few processors. The learner
+# stands back for the generators: an engine never rests, and what they may be ahead of it is bounded.
+_NICE = {"generator": 5, LEARNER: 10, SCORER: 10}
 # Long enough for a last checkpoint: how long it may really take, the supervisor decides.
 _SHUTDOWN_S = 600
 _ROOT = Path(common.__file__).resolve().parent.parent

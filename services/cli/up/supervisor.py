@@ -24,7 +24,7 @@ UNUSABLE_SETTINGS = 2
 STOP_S = 5.0
 STOP_LAST_S = 2.0
 _STRAY_S = 0.5
-_KILLED_S = 1.0
+_KILLED_S = 5.0
 _LOOK_S = 0.05
 
 
@@ -189,7 +189,7 @@ class Supervisor:
         children = list(self._children.values())
         await self._end([child for child in children if not child.program.last], STOP_S, hurry)
         await self._end([child for child in children if child.program.last], STOP_LAST_S, hurry)
-        process_table.kill(process_table.marked(*self._mark))
+        await self._kill(lambda: process_table.marked(*self._mark))
 
     async def _end(self, children: list[Child], patience_s: float, hurry: asyncio.Event) -> None:
         """Ask children to stop, and kill what is left of their sessions when patience is at its end."""
@@ -209,12 +209,19 @@ class Supervisor:
         for child in children:
             if child.exit_code(self._clock()) is None:
                 self._tell(Change(child.program, State.KILLED, f"it did not stop within {patience_s:.0f} s"))
-        deadline_s = self._clock() + _KILLED_S
-        while (left := process_table.members(sessions)) and self._clock() < deadline_s:
-            process_table.kill(left)
-            await asyncio.sleep(_LOOK_S)
+        await self._kill(lambda: process_table.members(sessions))
         for child in children:
             child.exit_code(self._clock())
+
+    async def _kill(self, find: Callable[[], list[int]]) -> None:
+        """Kill what is found until nothing is, and wait until all of it has gone: killed, it may still be on its way.
+
+        Who loses its parent on that way would not be found again, hence the memory.
+        """
+        deadline_s, doomed = self._clock() + _KILLED_S, set[int]()
+        while (doomed := process_table.living(doomed) | set(find())) and self._clock() < deadline_s:
+            process_table.kill(doomed)
+            await asyncio.sleep(_LOOK_S)
 
 
 def _is_of(child: Child, pid: int) -> bool:
