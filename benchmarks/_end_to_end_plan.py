@@ -36,12 +36,12 @@ class Plan:
 _LONG = Tuning(max_num_seqs=128, requests_in_flight=40, max_staleness=16)
 """Long responses live through many versions, and a group is in flight until its longest response has ended: fewer at a
 time cost little speed and end sooner, so that a step learns from younger tokens."""
-_LARGE = Tuning(kv_cache_mb=1024, learner_threads=2)
-"""The learner has three times the generator's arithmetic per token: it may use what that leaves of both cores."""
-_LONG_LARGE = replace(_LONG, kv_cache_mb=1024, learner_threads=2)
+_LARGE = Tuning(kv_cache_mb=1024)
+_LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_staleness=6)
+"""Its steps are few and each moves the model far: tokens from many versions ago teach it little."""
 
 PLANS = (
-    Plan("equal", "0.3M", 40, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, turns=5),
+    Plan("equal", "0.3M", 40, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, turns=3),
     Plan("tail", "0.3M", 30, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, tuning=_LONG),
     Plan("equal", "10M", 12, 6, 1e-4, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE),
     Plan("tail", "10M", 8, 6, 1e-4, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),

@@ -17,7 +17,7 @@ EFFICIENCY = 0.85
 
 _HEAD = """# Tributary beside TRL's GRPOTrainer
 
-Written by `{command}` on {date}: {machine}.{quick}
+Written by `python -m benchmarks.end_to_end`: {machine}.{quick}
 
 Same base model, prompts, reward, group size 8, 16 groups a step, learning rate, AdamW betas, clipping and cores. TRL
 {version} samples with its own generation (transformers) and uses both cores in every phase; Tributary runs as
@@ -64,17 +64,25 @@ def document(training: Training, accuracies: Mapping[int, float], times: Mapping
 
 
 class Results:
-    """The results of a comparison, written whenever a cell is done. A full and a quick one do not mix."""
+    """The results of a comparison, written whenever a cell is done.
+
+    Cells that were measured earlier on such a machine stay until they are measured again; full and quick do not mix.
+    """
 
     def __init__(self, path: Path, command: str, *, quick: bool) -> None:
         self._path = path
-        about = {"command": command, "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "quick": quick}
-        self._document: Json = {**about, "machine": _machine(), "cells": {}}
+        self._command = command
+        about = {"machine": _machine(), "quick": quick}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        kept = known.get("cells", {}) if about.items() <= known.items() else {}
+        self._document: Json = {**about, "cells": kept}
 
     def add(self, name: str, cell: Json) -> None:
         """Take in the figures of a cell."""
-        cell["load_1min_after"] = round(os.getloadavg()[0], 2)
-        self._document["cells"][name] = cell
+        date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        cell |= {"command": self._command, "date": date, "load_1min_after": round(os.getloadavg()[0], 2)}
+        cells = {**self._document["cells"], name: cell}
+        self._document["cells"] = {known: cells[known] for known in sorted(cells, key=_place)}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(self._document, indent=1) + "\n", encoding="utf-8")
         self._path.with_suffix(".md").write_text(self._page(), encoding="utf-8")
@@ -84,8 +92,6 @@ class Results:
         versions = [c["sides"]["trl"]["notes"]["version"] for c in known["cells"].values() if "trl" in c["sides"]]
         version = versions[0] if versions else "-"
         head = _HEAD.format(
-            command=known["command"],
-            date=known["date"],
             machine=known["machine"],
             version=version,
             quick=" **Few steps: these figures only show that it works.**" if known["quick"] else "",
@@ -107,7 +113,7 @@ class Results:
         for name, cell in self._document["cells"].items():
             ours = cell["sides"]["tributary"]
             lengths, cores = ours["response_lengths"], sum(ours["cpu_s"].values()) / ours["seconds"]
-            lines += [f"## {name}", ""]
+            lines += [f"## {name}", "", f"Measured until {cell['date']} by `{cell['command']}`.", ""]
             lines += [
                 f"Sampled responses: median {lengths['median']:.0f}, mean {lengths['mean']:.0f}, 90th percentile "
                 f"{lengths['p90']:.0f}, longest {lengths['longest']} tokens. Tributary kept {cores:.2f} cores busy; "
@@ -165,4 +171,10 @@ def _machine() -> str:
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return f"{os.cpu_count()} cores ({model}), load {os.getloadavg()[0]:.2f} at the start"
+    return f"{os.cpu_count()} cores ({model})"
+
+
+def _place(name: str) -> tuple[str, str]:
+    """The order of cells: small models first, then by workload."""
+    workload, _, size = name.partition("-")
+    return size, workload

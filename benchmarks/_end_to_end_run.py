@@ -35,7 +35,7 @@ from common.weights import ANCHOR_FILE, location_of
 from common.wire import decode_group
 from examples.addition.task import ANSWER_MARK
 
-SPARE_STEPS = 2
+SPARE_STEPS = 4
 """Steps after the last one that counts, so that its groups are still there to be looked at."""
 _LOOK_S = 0.25
 _FINE_S = 0.02
@@ -133,6 +133,7 @@ def train(cell: Cell, tuning: Tuning, out: Path, url: str, limit_s: float) -> tu
     run_file.write_text(as_toml(run_document(cell, tuning, directory, name)), encoding="utf-8")
     began_s = time.time()
     command = module("services.cli", "up", str(run_file), "--fresh", "--json")
+    redis.Redis.from_url(url).flushall()  # the comparison's own: what another run left is not taken for this one's
     with program(command, told, environment(REDIS_URL=url)) as up:
         watched = watch(up, url, Keys(name), cell.steps, limit_s, told)
     steps, lengths = account(cell, tuning, watched)
@@ -155,13 +156,17 @@ def watch(up: subprocess.Popen[bytes], url: str, keys: Keys, steps: int, limit_s
         time.sleep(_FINE_S)
     started_s, cpu_s = time.time(), cpu_seconds(up.pid)
     readers, used = (_entries(client, keys.events), _entries(client, keys.groups)), dict[str, float]()
-    while not any(kind == "publication" and data["step"] >= steps for kind, _, data in events):
-        _require(up, deadline_s, told)
-        time.sleep(_LOOK_S)
+    while True:
+        has_ended = up.poll() is not None  # looked at first: what it told last is there by then
         events += [(f[b"kind"].decode(), float(f[b"at"]), json.loads(f[b"data"])) for _, f in next(readers[0])]
         groups += [fields[b"payload"] for _, fields in next(readers[1])]
         if not used and sum(kind == "step" for kind, _, _ in events) >= steps:
             used = used_between(cpu_s, cpu_seconds(up.pid))
+        if any(kind == "publication" and data["step"] >= steps for kind, _, data in events):
+            break
+        if has_ended or time.monotonic() > deadline_s:
+            _require(up, deadline_s, told)
+        time.sleep(_LOOK_S)
     return Watched(started_s, events, groups, used)
 
 

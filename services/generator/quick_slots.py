@@ -27,9 +27,10 @@ def quick_slots(manager: KVCacheManager, config: KVCacheConfig) -> Callable[...,
     """The manager's `allocate_slots`, quick inside a block; as it is for anything but plain full attention."""
     allocate_slots = manager.allocate_slots
     specs = [group.kv_cache_spec for group in config.kv_cache_groups]
-    if len(specs) != 1 or type(specs[0]) is not FullAttentionSpec:
+    spec = specs[0]
+    if len(specs) != 1 or type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
         return allocate_slots
-    block_size, nothing_new = specs[0].block_size, manager.empty_kv_cache_blocks
+    block_size, nothing_new = spec.block_size, manager.empty_kv_cache_blocks
 
     def allocate(request: Running, num_new_tokens: int, **more: Any) -> KVCacheBlocks | None:
         if num_new_tokens == 1 and 0 < request.num_computed_tokens % block_size < block_size - 1 and more == _DECODING:

@@ -50,6 +50,15 @@ async def _sample(engine: Engine, count: int) -> list[tuple[list[int], list[Comp
     return list(zip(prompts, await asyncio.gather(*calls), strict=True))
 
 
+async def _sample_until(over: asyncio.Event, engine: Engine, number: int) -> list[tuple[list[int], list[Completion]]]:
+    """One request after the other, so that however quick the engine is, updates always meet some on their way."""
+    prompt, answered = [*PROMPT, 2 + number % 60] * (1 + number % 9), list[tuple[list[int], list[Completion]]]()
+    while not over.is_set():
+        name = f"request-{number}-{len(answered)}"
+        answered.append((prompt, await engine.sample(prompt, n=3, temperature=0.8, max_tokens=400, request_id=name)))
+    return answered
+
+
 def _largest_error(model: PublishedLlama, sampled: list[tuple[list[int], list[Completion]]]) -> float:
     return max(model.largest_error(prompt, c, 0.8) for prompt, completions in sampled for c in completions)
 
@@ -87,16 +96,17 @@ def test_every_span_matches_its_own_version_over_six_updates_in_flight(
     first = engine.version
 
     async def scenario() -> list[tuple[list[int], list[Completion]]]:
-        running = asyncio.create_task(_sample(engine, 24))
+        over = asyncio.Event()
+        running = [asyncio.create_task(_sample_until(over, engine, number)) for number in range(24)]
         for version in range(first + 1, first + 7):
             generated = engine.statistics.tokens_generated
             while engine.statistics.tokens_generated < generated + 300:
                 await asyncio.sleep(0.005)
-            assert not running.done()
             pause_s = await engine.apply(model.update(version, complete=version - first in (1, 4)))
             assert 0.0 < pause_s < 10.0
             assert engine.version == version
-        return await running
+        over.set()
+        return [one for answered in await asyncio.gather(*running) for one in answered]
 
     sampled = loop.run(scenario())
     spans = [c.versions for _, completions in sampled for c in completions]
