@@ -36,7 +36,7 @@ class Plan:
 _LONG = Tuning(max_num_seqs=128, requests_in_flight=40, max_staleness=16)
 """Long responses live through many versions, and a group is in flight until its longest response has ended: fewer at a
 time cost little speed and end sooner, so that a step learns from younger tokens."""
-_LARGE = Tuning(kv_cache_mb=1024)
+_LARGE = Tuning(kv_cache_mb=1024, max_num_seqs=144, requests_in_flight=20)
 _LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_staleness=6)
 """Its steps are few and each moves the model far: tokens from many versions ago teach it little."""
 

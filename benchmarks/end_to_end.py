@@ -188,7 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the cells that were asked for; 1 if one failed."""
     asked = parse(arguments)
     torch.set_num_threads(asked.cores)
-    command = ["python", "-m", "benchmarks.end_to_end", *(sys.argv[1:] if arguments is None else arguments)]
+    typed = sys.argv[1:] if arguments is None else arguments
+    command = [
+        "python",
+        "-m",
+        "benchmarks.end_to_end",
+        *("PYTHON" if one == asked.trl_python else one for one in typed),
+    ]
     plans = [plan for plan in PLANS if plan.name in asked.cells]
     results, failures = report.Results(asked.results, shlex.join(command), quick=asked.quick), 0
     with redis_server(asked.out / "redis") as url:
