@@ -22,7 +22,7 @@ from subprocess import Popen
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks._end_to_end_box import Failed, cpu_seconds, environment, module, program, used_between
+from benchmarks._end_to_end_box import Failed, Server, cpu_seconds, environment, module, program, used_between
 from benchmarks._end_to_end_cell import GROUPS, ROLLOUTS, TEMPERATURE, Cell, Json
 from benchmarks._end_to_end_run import Tuning, live, run_document
 from benchmarks._methods_trial import as_toml
@@ -54,15 +54,15 @@ class Alone:
 class Bench:
     """A run of which one half is started. Its Redis is made ready as the control plane would."""
 
-    def __init__(self, cell: Cell, tuning: Tuning, out: Path, url: str, half: str) -> None:
+    def __init__(self, cell: Cell, tuning: Tuning, out: Path, server: Server, half: str) -> None:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        self.cell, self.tuning, self.out, self.url = cell, tuning, out, url
+        self.cell, self.tuning, self.out, self.server = cell, tuning, out, server
         name = f"{half}-alone-{cell.name}".lower()
         self.run_file = out / "run.toml"
         self.run_file.write_text(as_toml(run_document(cell, tuning, out / "run", name)), encoding="utf-8")
         self.keys = Keys(name)
-        self.redis = connection.connect(url)
+        self.redis = connection.connect(server.url)
         self.delivery = Delivery(self.redis, self.keys)
 
     async def prepare(self) -> None:
@@ -80,9 +80,13 @@ class Bench:
         """Start the half, with as many threads as in a run."""
         name = {"services.generator": "generator-1"}.get(role, role)
         threads = str(self.tuning.learner_threads if role == "learner" else 1)
-        env = environment(REDIS_URL=self.url, OMP_NUM_THREADS=threads, PYTHONUNBUFFERED="1")
+        env = environment(REDIS_URL=self.server.url, OMP_NUM_THREADS=threads, PYTHONUNBUFFERED="1")
         command = ["nice", "-n", "10", *module(role, str(self.run_file), "--name", name)]
         return stack.enter_context(program(command, self.out / f"{name}.log", env))
+
+    def cpu_seconds(self, process: Popen[bytes]) -> dict[str, float]:
+        """Processor time so far of the half and of Redis, by program."""
+        return cpu_seconds(process.pid, self.server.pid)
 
     def require(self, process: Popen[bytes], deadline_s: float) -> None:
         """Failed if the half has ended, or takes too long."""
@@ -90,9 +94,9 @@ class Bench:
             raise Failed(f"the calibration did not come to its end: see {self.out}")
 
 
-def generator_alone(cell: Cell, tuning: Tuning, out: Path, url: str, seconds: float, limit_s: float) -> Alone:
+def generator_alone(cell: Cell, tuning: Tuning, out: Path, server: Server, seconds: float, limit_s: float) -> Alone:
     """How many response tokens the generator gives per second, over `seconds` after it has filled its engine."""
-    bench = Bench(cell, tuning, out, url, "generator")
+    bench = Bench(cell, tuning, out, server, "generator")
     with ExitStack() as stack:
         return asyncio.run(_drain(bench, stack, seconds, time.monotonic() + limit_s))
 
@@ -117,9 +121,9 @@ async def _drain(bench: Bench, stack: ExitStack, seconds: float, deadline_s: flo
         if began_s:
             tokens += sum(member.response_length for group in found for member in group.trajectories)
         elif settling <= 0:
-            began_s, cpu_s = time.monotonic(), cpu_seconds(process.pid)
+            began_s, cpu_s = time.monotonic(), bench.cpu_seconds(process)
     passed_s = time.monotonic() - began_s
-    used = used_between(cpu_s, cpu_seconds(process.pid))
+    used = used_between(cpu_s, bench.cpu_seconds(process))
     await bench.redis.aclose()
     return Alone(tokens / passed_s, tokens, passed_s, used)
 
@@ -148,9 +152,9 @@ def _requests(cell: Cell) -> Iterator[Request]:
         )
 
 
-def learner_alone(cell: Cell, tuning: Tuning, out: Path, url: str, groups: list[bytes], limit_s: float) -> Alone:
+def learner_alone(cell: Cell, tuning: Tuning, out: Path, server: Server, groups: list[bytes], limit_s: float) -> Alone:
     """How many response tokens the learner takes per second when all groups are there before it starts."""
-    bench = Bench(cell, tuning, out, url, "learner")
+    bench = Bench(cell, tuning, out, server, "learner")
     with ExitStack() as stack:
         return asyncio.run(_feed(bench, stack, groups, time.monotonic() + limit_s))
 
@@ -172,8 +176,8 @@ async def _feed(bench: Bench, stack: ExitStack, groups: list[bytes], deadline_s:
             if event.kind is EventKind.STEP:
                 told.append((event.at_s, event.data))
         if not cpu_s and len(told) > _SETTLE_STEPS:
-            cpu_s = cpu_seconds(process.pid)
-    used = used_between(cpu_s, cpu_seconds(process.pid))
+            cpu_s = bench.cpu_seconds(process)
+    used = used_between(cpu_s, bench.cpu_seconds(process))
     await bench.redis.aclose()
     sizes = [sum(m.response_length for m in decode_group(payload).trajectories) for payload in groups]
     tokens = sum(sizes[_SETTLE_STEPS * GROUPS : steps * GROUPS])

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -22,11 +23,20 @@ ROOT = Path(__file__).resolve().parents[1]
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _START_S = 20.0
 _FAREWELL_S = 30.0
+_GIT_S = 30.0
 _PROGRAM = re.compile(r"-m (?:services\.)?(\w+)[ .]")
 
 
 class Failed(Exception):
     """A part of the comparison that did not come to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The comparison's own Redis. pid: its process, whose processor time is a part of what Tributary uses."""
+
+    url: str
+    pid: int
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -56,21 +66,21 @@ def program(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterat
 
 
 @contextmanager
-def redis_server(directory: Path) -> Iterator[str]:
-    """A Redis with the settings of a run's own, for as long as the comparison lasts; its URL."""
+def redis_server(directory: Path) -> Iterator[Server]:
+    """A Redis with the settings of a run's own, for as long as the comparison lasts."""
     directory.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--appendonly", "yes"]
     options += ["--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
-    with program([str(find_executable()), *options], directory / "redis.log", os.environ):
+    with program([str(find_executable()), *options], directory / "redis.log", os.environ) as process:
         url, deadline_s = f"redis://127.0.0.1:{port}/0", time.monotonic() + _START_S
         while not _answers(url):
             if time.monotonic() > deadline_s:
                 raise Failed(f"Redis did not start: see {directory / 'redis.log'}")
             time.sleep(0.1)
-        yield url
+        yield Server(url, process.pid)
 
 
 def _answers(url: str) -> bool:
@@ -78,6 +88,23 @@ def _answers(url: str) -> bool:
         return bool(redis.Redis.from_url(url, socket_timeout=2.0).ping())
     except redis.RedisError:
         return False
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit that is checked out, short, with "+" behind it if files differ from it; "unknown" outside git.
+
+    Results do not count: they are written while the comparison runs, and nothing depends on them.
+    """
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results"]
+    try:
+        name, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=_GIT_S).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], changes)
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{name}+" if changed else name
 
 
 def module(name: str, *arguments: str) -> list[str]:

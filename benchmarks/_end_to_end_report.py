@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks._end_to_end_box import Failed
 from benchmarks._end_to_end_cell import Json, Training
 
+NAMES = {"trl": "TRL", "tributary": "Tributary"}
 TARGETS = {"equal": 1.0, "tail": 2.0}
-EFFICIENCY = 0.85
 
 _HEAD = """# Tributary beside TRL's GRPOTrainer
 
@@ -24,11 +25,19 @@ Same base model, prompts, reward, group size 8, 16 groups a step, learning rate,
 `tributary up` runs it: vLLM, learner, curriculum, control plane and Redis on the same cores, one thread each.
 
 * **trained tokens/s**: response tokens that reached a gradient (of groups whose rewards differ, in steps that changed
-  the weights; nothing dropped or stale) per second from the start of training to the end of its last step.
-* **ratio**: of the turn in the middle, if both trained several times, in turns; all of them in parentheses.
+  the weights; nothing dropped or stale) per second from the start of training to the end of its last step. The aim is
+  about these.
+* **all tokens/s**: every response token of the groups of the same steps, in the same seconds. Both are shown because a
+  group trains nothing once all its responses are right, nor while all are wrong: who converges first has fewer tokens
+  left to train, so that the first ratio alone can flatter who learns more slowly.
+* **ratio**: Tributary ÷ TRL, of the turn in the middle (by trained tokens) if both trained several times, in turns; all
+  of them in parentheses, where they were kept.
+* **accuracy**: held-out, the best of the whole training and the last of it.
 * **time to accuracy**: seconds of training until the held-out accuracy of the weights reached the value named.
-* **η**: Tributary's response tokens/s ÷ the smaller of generator alone and learner alone, measured in the same run of
-  the program; beside it the same from the first quarter of the steps on, once the pipeline is full.
+* **η**: Tributary's response tokens/s ÷ the smaller of generator alone and learner alone; beside it the same from the
+  first quarter of the steps on, once the pipeline is full. Either half is measured once, by the same run of the program
+  after the last turn, the learner on the groups of the turn that is shown: a machine that is faster or slower by then
+  moves η.
 """
 
 
@@ -66,16 +75,21 @@ def document(training: Training, accuracies: Mapping[int, float], times: Mapping
 class Results:
     """The results of a comparison, written whenever a cell is done.
 
-    Cells that were measured earlier on such a machine stay until they are measured again; full and quick do not mix.
+    Cells that were measured earlier stay until they are measured again. A file of another machine, or of quick figures
+    where these are full (or the reverse), is left as it is: Failed.
     """
 
     def __init__(self, path: Path, command: str, *, quick: bool) -> None:
         self._path = path
         self._command = command
         about = {"machine": _machine(), "quick": quick}
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        kept = known.get("cells", {}) if about.items() <= known.items() else {}
-        self._document: Json = {**about, "cells": kept}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else about
+        if not about.items() <= known.items():
+            raise Failed(
+                f"{path} holds {_kind(known)} and these would be {_kind(about)}: "
+                "name another file with --results, or move that one away"
+            )
+        self._document: Json = {**about, "cells": known.get("cells", {})}
 
     def add(self, name: str, cell: Json) -> None:
         """Take in the figures of a cell."""
@@ -85,72 +99,102 @@ class Results:
         self._document["cells"] = {known: cells[known] for known in sorted(cells, key=_place)}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(self._document, indent=1) + "\n", encoding="utf-8")
-        self._path.with_suffix(".md").write_text(self._page(), encoding="utf-8")
-
-    def _page(self) -> str:
-        known = self._document
-        versions = [c["sides"]["trl"]["notes"]["version"] for c in known["cells"].values() if "trl" in c["sides"]]
-        version = versions[0] if versions else "-"
-        head = _HEAD.format(
-            machine=known["machine"],
-            version=version,
-            quick=" **Few steps: these figures only show that it works.**" if known["quick"] else "",
-        )
-        return "\n".join([head, self.table(), "", *self._details()]) + "\n"
+        self._path.with_suffix(".md").write_text(page(self._document), encoding="utf-8")
 
     def table(self) -> str:
         """The figures of all cells as a table."""
-        lines = [
-            "| workload | parameters | TRL tokens/s | Tributary tokens/s | ratio | aim "
-            "| time to accuracy TRL → Tributary | η (full pipeline) | start-up TRL, Tributary |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        lines += [_row(cell) for cell in self._document["cells"].values()]
-        return "\n".join(lines)
+        return _table(self._document)
 
-    def _details(self) -> list[str]:
-        lines: list[str] = []
-        for name, cell in self._document["cells"].items():
-            ours = cell["sides"]["tributary"]
-            lengths, cores = ours["response_lengths"], sum(ours["cpu_s"].values()) / ours["seconds"]
-            lines += [f"## {name}", "", f"Measured until {cell['date']} by `{cell['command']}`.", ""]
-            lines += [
-                f"Sampled responses: median {lengths['median']:.0f}, mean {lengths['mean']:.0f}, 90th percentile "
-                f"{lengths['p90']:.0f}, longest {lengths['longest']} tokens. Tributary kept {cores:.2f} cores busy; "
-                f"processor seconds: {_counted(ours['cpu_s'])}."
-            ]
-            if "generator_alone" in cell:
-                alone = {half: cell[f"{half}_alone"]["tokens_per_s"] for half in ("generator", "learner")}
-                lines += [f"Alone: generator {alone['generator']:,.0f}, learner {alone['learner']:,.0f} tokens/s."]
-            means = ours["notes"]["learner_step_means"]
-            lines += [
-                f"Mean step: {_counted(means)} s. Staleness {ours['notes']['staleness_mean']}, "
-                f"{ours['notes']['stale_groups_dropped']} groups dropped as stale, "
-                f"{ours['notes']['versions_applied']} versions applied, each with a pause of "
-                f"{ours['notes']['engine_pause_ms_mean']} ms.",
-                "",
-            ]
-        return lines
+
+def page(known: Json) -> str:
+    """What a results file holds, for readers."""
+    versions = [cell["sides"]["trl"]["notes"]["version"] for cell in known["cells"].values() if "trl" in cell["sides"]]
+    head = _HEAD.format(
+        machine=known["machine"],
+        version=versions[0] if versions else "-",
+        quick=" **Few steps: these figures only show that it works.**" if known["quick"] else "",
+    )
+    details = [line for name, cell in known["cells"].items() for line in _details(name, cell)]
+    return "\n".join([head, _table(known), "", *details]) + "\n"
+
+
+def _table(known: Json) -> str:
+    columns = [
+        "workload",
+        "parameters",
+        "trained tokens/s TRL → Tributary",
+        "ratio",
+        "aim",
+        "all tokens/s TRL → Tributary",
+        "ratio",
+        "accuracy, best and last, TRL → Tributary",
+        "time to accuracy TRL → Tributary",
+        "η (full pipeline)",
+        "start-up TRL, Tributary",
+    ]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join(lines + [_row(cell) for cell in known["cells"].values()])
+
+
+def _details(name: str, cell: Json) -> list[str]:
+    """What a cell has to tell beside its row."""
+    ours = cell["sides"]["tributary"]
+    lengths, cpu_s, notes = ours["response_lengths"], ours["cpu_s"], ours["notes"]
+    version = f" at commit {cell['commit']}" if "commit" in cell else ""
+    lines = [f"## {name}", "", f"Measured until {cell['date']}{version} by `{cell['command']}`.", ""]
+    if len(turns := cell.get("ratios", [])) > 1:
+        # Before it was noted who began, TRL always did.
+        began = [NAMES[side] for side in cell.get("first", ["trl"] * len(turns))]
+        lines += [f"{len(turns)} turns, begun by {', '.join(began)}."]
+    lines += [
+        f"Sampled responses: median {lengths['median']:.0f}, mean {lengths['mean']:.0f}, 90th percentile "
+        f"{lengths['p90']:.0f}, longest {lengths['longest']} tokens. Tributary kept "
+        f"{sum(cpu_s.values()) / ours['seconds']:.2f} cores busy{'' if 'redis' in cpu_s else ' (Redis not counted)'}; "
+        f"processor seconds: {_counted(cpu_s)}."
+    ]
+    if "generator_alone" in cell:
+        alone = {half: cell[f"{half}_alone"]["tokens_per_s"] for half in ("generator", "learner")}
+        lines += [f"Alone: generator {alone['generator']:,.0f}, learner {alone['learner']:,.0f} tokens/s."]
+    return [
+        *lines,
+        f"Mean step: {_counted(notes['learner_step_means'])} s. {notes['tuning']['requests_in_flight']} requests in "
+        f"flight, staleness {notes['staleness_mean']}, {notes['stale_groups_dropped']} groups dropped as stale, "
+        f"{notes['versions_applied']} versions applied, each with a pause of {notes['engine_pause_ms_mean']} ms.",
+        "",
+    ]
 
 
 def _row(cell: Json) -> str:
-    ours, theirs = cell["sides"]["tributary"], cell["sides"].get("trl")
-    ratio = "-" if theirs is None else f"**{ours['trained_tokens_per_s'] / theirs['trained_tokens_per_s']:.2f}×**"
-    if len(turns := cell.get("ratios", [])) > 1:
-        ratio += f" ({', '.join(f'{one:.2f}' for one in sorted(turns))})"
-    efficiency = cell.get("efficiency")
+    ours, theirs, efficiency = cell["sides"]["tributary"], cell["sides"].get("trl"), cell.get("efficiency")
     columns = [
         cell["workload"],
         f"{cell['parameters'] / 1e6:.2f} M",
-        "-" if theirs is None else f"{theirs['trained_tokens_per_s']:,.0f}",
-        f"{ours['trained_tokens_per_s']:,.0f}",
-        ratio,
+        *_compared(ours, theirs, "trained_tokens_per_s", cell.get("ratios", [])),
         f"≥ {TARGETS[cell['workload']]:g}×",
+        *_compared(ours, theirs, "tokens_per_s", cell.get("token_ratios", [])),
+        f"{_accuracy(theirs)} → {_accuracy(ours)}",
         f"{100 * cell['accuracy']:.0f} %: {_seconds(theirs)} → {_seconds(ours)}",
         "-" if efficiency is None else f"{efficiency['whole']:.2f} ({efficiency['after_the_first_quarter']:.2f})",
         ", ".join(f"{side['start_up_s']:.0f} s" for side in (theirs, ours) if side is not None),
     ]
     return f"| {' | '.join(columns)} |"
+
+
+def _compared(ours: Json, theirs: Json | None, rate: str, turns: list[float]) -> tuple[str, str]:
+    """A rate of both sides, and their ratio, with those of all turns if there are several."""
+    if theirs is None:
+        return f"- → {ours[rate]:,.0f}", "-"
+    ratio = f"**{ours[rate] / theirs[rate]:.2f}×**"
+    if len(turns) > 1:
+        ratio += f" ({', '.join(f'{one:.2f}' for one in sorted(turns))})"
+    return f"{theirs[rate]:,.0f} → {ours[rate]:,.0f}", ratio
+
+
+def _accuracy(side: Json | None) -> str:
+    if side is None:
+        return "-"
+    by_step = {int(step): accuracy for step, accuracy in side["accuracy_by_step"].items()}
+    return f"{100 * max(by_step.values()):.0f}, {100 * by_step[max(by_step)]:.0f} %"
 
 
 def _seconds(side: Json | None) -> str:
@@ -162,6 +206,10 @@ def _seconds(side: Json | None) -> str:
 
 def _counted(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name.removesuffix('_s')} {value:g}" for name, value in values.items())
+
+
+def _kind(about: Json) -> str:
+    return f"{'quick' if about.get('quick') else 'full'} figures of {about.get('machine', 'an unknown machine')}"
 
 
 def _machine() -> str:

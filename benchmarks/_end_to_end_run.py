@@ -6,14 +6,14 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from benchmarks._end_to_end_box import Failed, cpu_seconds, environment, module, program, used_between
+from benchmarks._end_to_end_box import Failed, Server, cpu_seconds, environment, module, program, used_between
 from benchmarks._end_to_end_cell import (
     CLIP,
     GROUPS,
@@ -39,6 +39,9 @@ SPARE_STEPS = 4
 """Steps after the last one that counts, so that its groups are still there to be looked at."""
 _LOOK_S = 0.25
 _FINE_S = 0.02
+
+Event = tuple[str, float, Json]
+"""What a run told: its kind, when, and its data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +118,16 @@ class Watched:
     """What was seen of a run. groups: payloads of the stream of groups, in its order. cpu_s: of its training."""
 
     started_s: float
-    events: list[tuple[str, float, Json]]
+    events: list[Event]
     groups: list[bytes]
     cpu_s: dict[str, float]
 
     def told(self, kind: str) -> list[Json]:
         """The data of the events of a kind."""
-        return [data for known, _, data in self.events if known == kind]
+        return _data(self.events, kind)
 
 
-def train(cell: Cell, tuning: Tuning, out: Path, url: str, limit_s: float) -> tuple[Training, list[bytes]]:
+def train(cell: Cell, tuning: Tuning, out: Path, server: Server, limit_s: float) -> tuple[Training, list[bytes]]:
     """Train one cell with `tributary up`; what it left, and the payloads of the groups that were sampled."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -133,41 +136,70 @@ def train(cell: Cell, tuning: Tuning, out: Path, url: str, limit_s: float) -> tu
     run_file.write_text(as_toml(run_document(cell, tuning, directory, name)), encoding="utf-8")
     began_s = time.time()
     command = module("services.cli", "up", str(run_file), "--fresh", "--json")
-    redis.Redis.from_url(url).flushall()  # the comparison's own: what another run left is not taken for this one's
-    with program(command, told, environment(REDIS_URL=url)) as up:
-        watched = watch(up, url, Keys(name), cell.steps, limit_s, told)
+    # The comparison's own: what another run left is not taken for this one's.
+    redis.Redis.from_url(server.url).flushall()
+    with program(command, told, environment(REDIS_URL=server.url)) as up:
+        watched = watch(up, server, Keys(name), cell.steps, limit_s, told)
     steps, lengths = account(cell, tuning, watched)
-    saved = {
-        told["step"]: directory / "weights" / location_of(told["version"]) / ANCHOR_FILE
+    anchors = [
+        (told["step"], directory / "weights" / location_of(told["version"]) / ANCHOR_FILE)
         for told in watched.told("publication")
-    }
+    ]
     notes = {"tuning": {name: getattr(tuning, name) for name in tuning.__slots__}} | timeline(cell, watched)
-    saved = {step: path for step, path in saved.items() if step % cell.save_every == 0 and path.exists()}
+    saved = thinned({step: path for step, path in anchors if path.exists()}, cell)
     start_up_s = watched.started_s - began_s
     return Training("tributary", start_up_s, steps, lengths, saved, watched.cpu_s, notes), watched.groups
 
 
-def watch(up: subprocess.Popen[bytes], url: str, keys: Keys, steps: int, limit_s: float, told: Path) -> Watched:
+def thinned(saved: Mapping[int, Path], cell: Cell) -> dict[int, Path]:
+    """Of every `save_every` steps that count the last one whose weights are there, whatever its number.
+
+    A step without an update publishes nothing: from then on whole weights may lie after other steps than those that
+    `save_every` divides.
+    """
+    counted = sorted(step for step in saved if step <= cell.steps)
+    kept = {-(-step // cell.save_every): step for step in counted}
+    return {step: saved[step] for step in kept.values()}
+
+
+def watch(up: subprocess.Popen[bytes], server: Server, keys: Keys, steps: int, limit_s: float, told: Path) -> Watched:
     """Follow a run from its first request to the end of the last step that counts. Failed if it ends before."""
-    client = redis.Redis.from_url(url, socket_timeout=10.0)
-    deadline_s, events, groups = time.monotonic() + limit_s, list[tuple[str, float, Json]](), list[bytes]()
+    client = redis.Redis.from_url(server.url, socket_timeout=10.0)
+    deadline_s, events, groups = time.monotonic() + limit_s, list[Event](), list[bytes]()
     while not _has_begun(client, keys):
         _require(up, deadline_s, told)
         time.sleep(_FINE_S)
-    started_s, cpu_s = time.time(), cpu_seconds(up.pid)
+    started_s, cpu_s = time.time(), cpu_seconds(up.pid, server.pid)
     readers, used = (_entries(client, keys.events), _entries(client, keys.groups)), dict[str, float]()
     while True:
         has_ended = up.poll() is not None  # looked at first: what it told last is there by then
         events += [(f[b"kind"].decode(), float(f[b"at"]), json.loads(f[b"data"])) for _, f in next(readers[0])]
         groups += [fields[b"payload"] for _, fields in next(readers[1])]
-        if not used and sum(kind == "step" for kind, _, _ in events) >= steps:
-            used = used_between(cpu_s, cpu_seconds(up.pid))
-        if any(kind == "publication" and data["step"] >= steps for kind, _, data in events):
+        if not used and len(_data(events, "step")) >= steps:
+            used = used_between(cpu_s, cpu_seconds(up.pid, server.pid))
+        if is_over(events, steps):
             break
         if has_ended or time.monotonic() > deadline_s:
             _require(up, deadline_s, told)
         time.sleep(_LOOK_S)
     return Watched(started_s, events, groups, used)
+
+
+def is_over(events: Sequence[Event], steps: int) -> bool:
+    """Whether all steps that count are told, and the weights after the last update among them published.
+
+    Also once all spare steps are told: the run does not go on then, and more may never be published.
+    """
+    told = _data(events, "step")
+    if len(told) < steps:
+        return False
+    updated = max((step["step"] for step in told[:steps] if step["updated"]), default=0)
+    published = max((publication["step"] for publication in _data(events, "publication")), default=0)
+    return published >= updated or len(told) >= steps + SPARE_STEPS
+
+
+def _data(events: Sequence[Event], kind: str) -> list[Json]:
+    return [data for known, _, data in events if known == kind]
 
 
 def _has_begun(client: Any, keys: Keys) -> bool:

@@ -4,19 +4,24 @@
 
 For each of two workloads (equal lengths, long-tailed lengths) and two sizes (0.3 M and about 10 M parameters), one
 after the other: TRL trains with its own generation, Tributary trains with `tributary up` (vLLM, learner, curriculum,
-control plane, Redis), and Tributary's halves are measured alone on the same box. Three figures come of it:
+control plane, Redis), and Tributary's halves are measured alone on the same box. These figures come of it:
 
   trained tokens/s  response tokens that reached a gradient (of groups whose rewards differ, in steps that changed the
                     weights; nothing dropped or stale) per second from the start of training to the end of its last
                     step. Starting up (imports, loading, the engine's start) is told apart.
+  all tokens/s      every response token of the groups of these steps, in the same time: what converges has fewer groups
+                    whose rewards differ, so trained tokens alone can flatter who learns more slowly.
+  accuracy          held-out accuracy: the best of the training, and the last.
   time to accuracy  seconds of training until held-out accuracy reached a given value, which both are measured by.
   efficiency η      Tributary's response tokens/s ÷ the smaller of generator alone and learner alone.
 
-In the shortest cell both train several times, in turns: a shared machine is faster at one time than at another. The
-figures of a cell are those of the turn whose ratio of trained tokens/s is the median; the ratios of all are told.
+With equal lengths, where it is short, both train several times, in turns that TRL and Tributary begin alternately: a
+shared machine is faster at one time than at another. The figures of a cell are those of the turn whose ratio of trained
+tokens/s is the median; the ratios of all are told.
 
 Base models are made once (some minutes) and kept in --out. TRL runs under --trl-python, or under this interpreter if it
-has trl; without it only our own side runs. Run it on a quiet machine. Results: benchmarks/results/end_to_end.{json,md}.
+has trl; without it only our own side runs. Run it on a quiet machine. Results: benchmarks/results/end_to_end.{json,md},
+which only the machine that began them adds to; those of --quick: quick.{json,md} in --out.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ import torch
 from benchmarks import _end_to_end_report as report
 from benchmarks._end_to_end_accuracy import Scale, curve, split
 from benchmarks._end_to_end_alone import generator_alone, learner_alone
-from benchmarks._end_to_end_box import ROOT, Failed, environment, module, redis_server
+from benchmarks._end_to_end_box import ROOT, Failed, Server, commit, environment, module, redis_server
 from benchmarks._end_to_end_cell import Cell, Json, Training
 from benchmarks._end_to_end_other import train_with_trl, without_trl
 from benchmarks._end_to_end_plan import PLANS, Plan
@@ -50,12 +55,17 @@ from benchmarks._end_to_end_task import WORKLOADS
 
 _PROMPTS = 2048
 _LIMIT_S = 1800.0
+_PUBLISHED = ROOT / "benchmarks/results/end_to_end.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Both sides' trainings of a cell, one right after the other. groups: the payloads of those that we sampled."""
+    """Both sides' trainings of a cell, one right after the other. groups: the payloads of those that we sampled.
 
+    first: the side that began.
+    """
+
+    first: str
     found: dict[str, Training]
     groups: list[bytes]
 
@@ -65,13 +75,19 @@ class Turn:
         theirs = self.found.get("trl")
         return math.inf if theirs is None else self.found["tributary"].trained_per_s / theirs.trained_per_s
 
+    @property
+    def token_ratio(self) -> float:
+        """The same of all response tokens/s."""
+        theirs = self.found.get("trl")
+        return math.inf if theirs is None else self.found["tributary"].tokens_per_s / theirs.tokens_per_s
+
 
 class Comparison:
     """Measures cells one after the other. trl_python: the interpreter that has trl; None: none has."""
 
-    def __init__(self, asked: argparse.Namespace, url: str, trl_python: str | None) -> None:
+    def __init__(self, asked: argparse.Namespace, server: Server, trl_python: str | None) -> None:
         self._asked = asked
-        self._url = url
+        self._server = server
         self._trl_python = trl_python
 
     def cell(self, plan: Plan) -> Cell:
@@ -92,42 +108,45 @@ class Comparison:
 
     def measure(self, plan: Plan) -> Json:
         """All figures of one cell, for the results file."""
-        cell = self.cell(plan)
+        measured, cell = commit(), self.cell(plan)
         out, turns = self._asked.out / cell.name, list[Turn]()
         count = 1 if self._asked.quick else plan.turns
         for number in range(1, count + 1):
             say(f"{cell.name}: turn {number} of {count}")
-            turns.append(self._turn(cell, plan, out / f"turn-{number}"))
+            turns.append(self.turn(cell, plan, out / f"turn-{number}", number))
         turn = sorted(turns, key=lambda turn: turn.ratio)[len(turns) // 2]
-        document = self._document(cell, plan, turn.found)
+        document = self._document(cell, plan, turn.found) | {"commit": measured}
         if self._trl_python is not None:
+            document["first"] = [turn.first for turn in turns]
             document["ratios"] = [round(turn.ratio, 3) for turn in turns]
+            document["token_ratios"] = [round(turn.token_ratio, 3) for turn in turns]
         if not self._asked.no_calibration:
             document |= self._calibrated(cell, plan, turn.groups, turn.found["tributary"])
         if not self._asked.keep:
             shutil.rmtree(out, ignore_errors=True)
         return document
 
-    def _turn(self, cell: Cell, plan: Plan, out: Path) -> Turn:
-        """Train a cell with either side, one after the other."""
-        found = dict[str, Training]()
-        if self._trl_python is not None:
-            say(f"{cell.name}: TRL, {cell.steps} steps ...")
-            limit_s = self._asked.limit_s
-            found["trl"] = train_with_trl(cell, plan, out / "trl", self._trl_python, self._asked.cores, limit_s)
-            say(f"{cell.name}: {report.sentence(found['trl'])}")
-        say(f"{cell.name}: Tributary, {cell.steps} steps ...")
-        found["tributary"], groups = train(cell, plan.tuning, out / "tributary", self._url, self._asked.limit_s)
-        say(f"{cell.name}: {report.sentence(found['tributary'])}")
-        return Turn(found, groups)
+    def turn(self, cell: Cell, plan: Plan, out: Path, number: int) -> Turn:
+        """Train a cell with either side, one right after the other: TRL begins the first turn, Tributary the next."""
+        sides = ["tributary"] if self._trl_python is None else ["trl", "tributary"]
+        order, found, groups = sides if number % 2 else sides[::-1], dict[str, Training](), list[bytes]()
+        for side in order:
+            say(f"{cell.name}: {report.NAMES[side]}, {cell.steps} steps ...")
+            if side == "trl" and self._trl_python is not None:
+                cores, limit_s = self._asked.cores, self._asked.limit_s
+                found[side] = train_with_trl(cell, plan, out / side, self._trl_python, cores, limit_s)
+            else:
+                found[side], groups = train(cell, plan.tuning, out / side, self._server, self._asked.limit_s)
+            say(f"{cell.name}: {report.sentence(found[side])}")
+        return Turn(order[0], {side: found[side] for side in sides}, groups)
 
     def _calibrated(self, cell: Cell, plan: Plan, groups: list[bytes], training: Training) -> Json:
         """Both halves alone, and what part of the smaller one the whole reaches."""
         out, limit_s = self._asked.out / cell.name, self._asked.limit_s
         seconds = 8.0 if self._asked.quick else plan.calibration_s
-        generator = generator_alone(cell, plan.tuning, out / "generator", self._url, seconds, limit_s)
+        generator = generator_alone(cell, plan.tuning, out / "generator", self._server, seconds, limit_s)
         say(f"{cell.name}: generator alone {generator.tokens_per_s:,.0f} tokens/s")
-        learner = learner_alone(cell, plan.tuning, out / "learner", self._url, groups, limit_s)
+        learner = learner_alone(cell, plan.tuning, out / "learner", self._server, groups, limit_s)
         say(f"{cell.name}: learner alone {learner.tokens_per_s:,.0f} tokens/s")
         alone = min(generator.tokens_per_s, learner.tokens_per_s)
         efficiency = {
@@ -168,9 +187,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "runs/end_to_end", help="where bases and runs lie")
     parser.add_argument("--keep", action="store_true", help="keep the directories of the runs")
     parser.add_argument("--limit-s", type=float, default=_LIMIT_S, help="a part that takes longer has failed")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/end_to_end.json")
+    parser.add_argument("--results", type=Path, help="the JSON file, in place of the published or the quick one")
     asked = parser.parse_args(arguments)
     asked.out = asked.out.resolve()
+    asked.results = asked.results or (asked.out / "quick.json" if asked.quick else _PUBLISHED)
     return asked
 
 
@@ -185,20 +205,17 @@ def find_trl(asked: argparse.Namespace) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the cells that were asked for; 1 if one failed."""
+    """Measure the cells that were asked for; 1 if one failed, 2 if their results would have no place."""
     asked = parse(arguments)
     torch.set_num_threads(asked.cores)
-    typed = sys.argv[1:] if arguments is None else arguments
-    command = [
-        "python",
-        "-m",
-        "benchmarks.end_to_end",
-        *("PYTHON" if one == asked.trl_python else one for one in typed),
-    ]
-    plans = [plan for plan in PLANS if plan.name in asked.cells]
-    results, failures = report.Results(asked.results, shlex.join(command), quick=asked.quick), 0
-    with redis_server(asked.out / "redis") as url:
-        comparison = Comparison(asked, url, find_trl(asked))
+    plans, failures = [plan for plan in PLANS if plan.name in asked.cells], 0
+    try:
+        results = report.Results(asked.results, _command(asked, arguments), quick=asked.quick)
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return 2
+    with redis_server(asked.out / "redis") as server:
+        comparison = Comparison(asked, server, find_trl(asked))
         for plan in plans:
             try:
                 results.add(plan.name, comparison.measure(plan))
@@ -207,6 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failures += 1
     print(results.table())
     return 1 if failures else 0
+
+
+def _command(asked: argparse.Namespace, arguments: Sequence[str] | None) -> str:
+    """What was typed, for the results: without what lies where on this machine."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    words = ["PYTHON" if word == asked.trl_python else "PATH" if Path(word).is_absolute() else word for word in typed]
+    return shlex.join(["python", "-m", "benchmarks.end_to_end", *words])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""What a weight version costs: changed weights, bytes against full ones, and times, over real optimiser steps.
+"""What a weight version costs: changed weights, bytes and times over real optimiser steps, and an engine's pause.
 
-python -m benchmarks.weights                    # 210 versions of a small model, each checked bit by bit; then the codec
+python -m benchmarks.weights                    # 210 versions of a small model, each checked bit by bit; the codec;
+                                                # an engine that takes 68 in flight, where vLLM is there: 3 minutes
 python -m benchmarks.weights --versions 42      # fewer
 python -m benchmarks.weights --dtype float32    # what engines on a CPU run on
-python -m benchmarks.weights --no-steps --device cuda --shape 1.5b     # the codec on a GPU, for 1.5 billion parameters
+python -m benchmarks.weights --no-steps --no-codec                     # the engine only
+python -m benchmarks.weights --no-steps --no-engine --device cuda --shape 1.5b   # the codec on a GPU, for 1.5 billion
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks._weights_codec import SHAPES, measure
+from benchmarks._weights_engine import measure_engine
 from benchmarks._weights_follower import Follower, Timings
 from benchmarks._weights_steps import SFT, small_model, take_step
 from common.stores.directory import DirectoryStorage
@@ -104,7 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", type=int, default=210, help="weight versions in all")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="as published")
-    parser.add_argument("--no-steps", action="store_true", help="the codec only")
+    parser.add_argument("--no-steps", action="store_true", help="leave out the optimiser steps")
+    parser.add_argument("--no-codec", action="store_true", help="leave out the codec")
+    parser.add_argument("--no-engine", action="store_true", help="leave out the engine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the codec")
     parser.add_argument("--shape", choices=SHAPES, help="of the codec's weights; 1.5b on a GPU, part of it on a CPU")
     parser.add_argument("--by-torch", action="store_true", help="compare on a CPU as on a GPU")
@@ -121,9 +126,13 @@ def main() -> None:
         for phase, versions in publish(asked.versions, getattr(torch, asked.dtype)):
             print(line(phase, versions), flush=True)
         print("every version was rebuilt from what was published and is the learner's own, bit by bit")
-    shapes = SHAPES[asked.shape or ("part" if asked.device == "cpu" else "1.5b")]
-    for text in measure(asked.device, shapes, by_torch=asked.by_torch):
-        print(text, flush=True)
+    if not asked.no_codec:
+        shapes = SHAPES[asked.shape or ("part" if asked.device == "cpu" else "1.5b")]
+        for text in measure(asked.device, shapes, by_torch=asked.by_torch):
+            print(text, flush=True)
+    if not asked.no_engine:
+        for text in measure_engine(getattr(torch, asked.dtype)):
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -103,8 +103,18 @@ def without_password(url: str) -> str:
     scheme, colon, rest = url.partition("://")
     # Everything up to the last @ counts as the password: an unescaped one may hold any character.
     secret, at, place = rest.rpartition("@")
+    if "?" in secret:  # of the password, or the beginning of a query that holds the @: the host cannot be told
+        return f"{scheme}{colon}***"
     place, question, _ = place.partition("?")
     return f"{scheme}{colon}{':***' if secret else ''}{at}{place}{'?***' if question else ''}"
+
+
+def quotable(error: Exception, url: str) -> Exception | None:
+    """The error of a client that was given `url`, if its text may be shown and logged; None if the URL holds a secret.
+
+    Clients quote what they were given, whole or in pieces: then only the kind of error can be told.
+    """
+    return error if without_password(url) == url else None
 
 
 def is_passing(error: Exception) -> bool:

@@ -138,7 +138,9 @@ class WeightSettings(Frozen):
     cache_mb: int = Field(
         default=50_000, ge=1, description="size of a generator's cache; what it needs now always fits"
     )
-    serve_host: str = Field(default="127.0.0.1", description="where the learner serves its directory (http url)")
+    serve_host: str = Field(
+        default="127.0.0.1", description="where the learner serves its directory; wider than loopback with a token only"
+    )
     serve_port: int | None = Field(default=None, ge=0, le=65535, description="null: it does not; 0: any free port")
     transfer: Literal["store", "nccl"] = Field(
         default="store",
@@ -309,6 +311,8 @@ def _problem(error: Any) -> str:
         return f"{where}: it is missing: add it"
     if not where:
         return str(error["ctx"]["error"])
+    if error["loc"][-1] == "url":  # it may hold a password
+        return f"{where}: {error['msg']}"
     return f"{where}: {error['msg']} (it is {error['input']!r})"
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
+from common.events import EventKind
 from common.metrics import LearnerMetrics
+from common.orders import OrderKind
 from common.process import Process
 from learner.standing import Standing
 from learner.storage.archive import Archive
 
 _RETRY_S = 2.0
+
+log = logging.getLogger(__name__)
 
 
 class Attention:
@@ -53,6 +58,15 @@ class Attention:
             self._carried_out = ordered.checkpoints
             self._show(paused=ordered.pause is not None)
         return ordered.pause is not None
+
+    async def halt(self, why: str) -> None:
+        """Order a pause in the learner's own name, and say why: neither this life nor the next goes on by itself."""
+        process = self._process
+        log.error(why)
+        await process.patiently("order a pause", lambda: process.orders.pause(process.name, at_s=time.time()))
+        order = {"order": OrderKind.PAUSE.value, "target": process.name, "by": process.name}
+        await process.tell(EventKind.ORDER, order)
+        await process.tell(EventKind.NOTICE, {"text": why})
 
     async def _checkpoint(self) -> bool:
         """Whether everything is in a checkpoint. A disk that does not take it is tried again after a while."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from common.config.live import LiveConfig
@@ -43,16 +44,28 @@ class Batch:
 
 
 class Gathering:
-    """Takes groups from the intake and judges each: train on it, or drop it, counted and entered in the ledger."""
+    """Takes groups from the intake and judges each: train on it, or drop it, counted and entered in the ledger.
+
+    mend: called again and again while groups are waited for; makes good what the last step left undone.
+    """
 
     def __init__(
-        self, process: Process, intake: Intake, standing: Standing, attention: Attention, metrics: LearnerMetrics
+        self,
+        process: Process,
+        intake: Intake,
+        standing: Standing,
+        attention: Attention,
+        metrics: LearnerMetrics,
+        *,
+        mend: Callable[[], Awaitable[None]],
     ) -> None:
         self._process = process
         self._intake = intake
         self._standing = standing
         self._attention = attention
         self._metrics = metrics
+        self._mend = mend
+        self._withheld = False
         self._revisions = Revisions(process)
 
     async def collect(self, step: int) -> Batch | None:
@@ -67,6 +80,7 @@ class Gathering:
         dropped = number = 0
         while not self._process.stop.is_set():
             self._process.beat()
+            await self._mend()
             attended_s += await self._attend(step)
             revision = await self._revisions.first(step)
             if revision is None:
@@ -94,6 +108,7 @@ class Gathering:
         while await self._attention.pay() and not self._process.stop.is_set():
             self._show(waiting=False)
             self._process.beat()
+            await self._mend()
             await self._revisions.first(step)
             await self._process.pause(_POLL_S)
         return time.monotonic() - started_s
@@ -101,8 +116,10 @@ class Gathering:
     def _fill(self, taken: list[Arrival], twins: list[Arrival], live: LiveConfig) -> tuple[list[str], list[str]]:
         """Add what is ready to `taken`, up to one step's groups, and further copies of these to `twins`.
 
-        The ids of what was dropped: stale groups, and groups that were consumed before.
+        The ids of what was dropped: stale groups, and groups that were consumed before. Stale groups are kept while
+        even the newest version that generators can have would be too old: dropping them would only bring more.
         """
+        self._withheld = False
         stale: list[str] = []
         seen: list[str] = []
         ids = {arrival.group.group_id for arrival in taken}
@@ -117,7 +134,11 @@ class Gathering:
                 self._metrics.repeated.inc()
                 self._standing.ledger.consume(arrival)
                 seen.append(group_id)
-            elif oldest is not None and self._standing.lineage.staleness(oldest) > live.max_staleness:
+            elif oldest is not None and self._staleness(oldest) > live.max_staleness:
+                if self._staleness(self._process.version) > live.max_staleness:
+                    self._intake.put_back([arrival])
+                    self._withheld = True
+                    break
                 self._metrics.stale.inc()
                 self._standing.ledger.consume(arrival)
                 stale.append(group_id)
@@ -127,6 +148,9 @@ class Gathering:
         if stale:
             log.info("stale groups were dropped", extra={"groups": len(stale)})
         return stale, seen
+
+    def _staleness(self, version: int) -> int:
+        return self._standing.lineage.staleness(version)
 
     def _show(self, *, waiting: bool) -> None:
         """Tell in heartbeat and metrics whether groups are waited for."""
@@ -140,6 +164,9 @@ class Gathering:
 
     async def _idle(self) -> None:
         """Wait until a group is ready, the process is told to stop, or it is time to look for a new revision."""
+        if self._withheld:  # the next group is there; what is waited for is a weight version
+            await self._process.pause(_POLL_S)
+            return
         waits = [asyncio.ensure_future(self._intake.wait()), asyncio.ensure_future(self._process.stop.wait())]
         try:
             await asyncio.wait(waits, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED)

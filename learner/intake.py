@@ -19,10 +19,10 @@ import numpy as np
 from common.errors import WireError
 from common.events import EventKind
 from common.process import Process
-from common.streams import Entry
+from common.streams import Entry, UnusableRecord
 from common.tasks import end
 from common.trajectory import Group, Source, Trajectory
-from common.wire import decode_group, identity
+from common.wire import decode_group, encode_group, identity
 
 CONSUMER = "learner"
 _BLOCK_MS = 1000
@@ -170,3 +170,14 @@ async def quarantine(process: Process, entry: Entry, reason: str, group_id: str 
     process.metrics.quarantined.labels("groups").inc()
     log.warning("a group was quarantined", extra={"reason": reason, "entry": entry.entry_id, "group": group_id})
     await process.tell(EventKind.QUARANTINE, {"stream": "groups", "reason": reason, "id": group_id or entry.entry_id})
+
+
+async def quarantine_dropped(process: Process, demonstrations: Sequence[Group], reason: str) -> None:
+    """Put demonstrations that a rehearsal dropped into quarantine; counted and said."""
+    records = [UnusableRecord(f"rehearsal:{g.group_id}", reason, encode_group(g)) for g in demonstrations]
+    await process.patiently(
+        "quarantine demonstrations", lambda: process.delivery.record_unusable(records, by=process.name)
+    )
+    process.metrics.quarantined.labels("demonstrations").inc(len(records))
+    log.error(reason)
+    await process.tell(EventKind.NOTICE, {"text": f"{reason}. They are in the quarantine"})

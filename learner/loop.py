@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from common.config.live import LiveConfig
-from common.errors import RedisUnavailable, TributaryError
+from common.durable import NotWritten
+from common.errors import RedisUnavailable
 from common.events import EventKind
 from common.metrics import LearnerMetrics
 from common.process import Process
@@ -24,10 +25,12 @@ from common.wire import encode_group
 from learner import memory
 from learner.attention import Attention
 from learner.compute import ComputeThread
+from learner.divergence import Diverged, Divergence
 from learner.forward.model import longest, publication_dtype, vocabulary
+from learner.forward.reference import ReferenceMissing
 from learner.gathering import Batch, Gathering
 from learner.insight.inspection import Inspected, Inspection
-from learner.intake import Intake, quarantine
+from learner.intake import Intake, quarantine, quarantine_dropped
 from learner.outcome import Abandoned, StepOutcome, Verdict
 from learner.packing.foresight import foreseeing
 from learner.publication.canary import canary_tokens
@@ -39,7 +42,6 @@ from learner.standing import Standing
 from learner.storage.archive import Archive
 from learner.trainer import Trainer
 
-_NOT_FINITE_LIMIT = 3
 _RETRY_S = 2.0
 _WAITS = (
     "training waits until a checkpoint can be written: Redis holds more than checkpoints.unacknowledged_mb of groups "
@@ -47,10 +49,6 @@ _WAITS = (
 )
 
 log = logging.getLogger(__name__)
-
-
-class Diverged(TributaryError):
-    """Several steps in a row had a loss or gradient that is not finite."""
 
 
 def _snapshots(settings: RunFile, trainer: Trainer) -> Snapshots:
@@ -87,7 +85,7 @@ class Learner:
         self._publisher = self._make_publisher(process)
         self._metrics.unpublished.set_function(lambda: self._standing.unpublished + self._publisher.unannounced)
         self._snapshot_s = -math.inf
-        self._not_finite = 0
+        self._divergence = Divergence()
         self._pressed_s = 0.0
         self._limit = process.settings.learner.max_steps
 
@@ -142,11 +140,13 @@ class Learner:
         else:
             log.info("nothing is left to train", extra={"step": standing.step, "max_steps": self._limit})
         if standing.owes_version:
-            await self._publish(again=True)
+            await self._publish(standing.publish_again)
 
     async def _train(self) -> None:
         """Step after step, until the last one or until told to stop."""
-        gathering = Gathering(self._process, self._intake, self._standing, self._attention, self._metrics)
+        gathering = Gathering(
+            self._process, self._intake, self._standing, self._attention, self._metrics, mend=self._publish_lost
+        )
         while not self._is_complete:
             batch = await gathering.collect(self._standing.step + 1)
             if batch is None:
@@ -166,6 +166,12 @@ class Learner:
         except Abandoned as reason:
             log.warning(str(reason), extra={"step": self._standing.step + 1})
             return
+        except ReferenceMissing as error:
+            await self._attention.halt(f"{error}. The learner is paused until it is resumed")
+            if self._trainer.ranks.size > 1:  # others are in the middle of this step
+                raise
+            self._intake.put_back([*batch.arrivals, *batch.twins])
+            return
         self._enter(batch, outcome)
         await memory.tell(self._trainer.budget.news(), self._process, self._metrics)
         await self._release(batch, outcome)
@@ -178,6 +184,7 @@ class Learner:
             version=self._standing.version,
             algorithm=live.algorithm.kind,
             hints=live.hints.kind,
+            updates=self._trainer.updates,
             material=material,
             outcome=outcome,
             stale_dropped=batch.dropped,
@@ -191,12 +198,14 @@ class Learner:
             await self._inspection.conduct(
                 Inspected(record.step, version, batch.revision, batch.groups, outcome.evidence)
             )
-        if self._not_finite >= _NOT_FINITE_LIMIT:
+        if complaint := self._divergence.complaint:
             await self._archive.settled()
-            raise Diverged(
-                f"{self._not_finite} steps in a row had a loss or gradient that is not finite: lower the learning rate "
-                f"or choose another algorithm, then start again (from step {self._standing.saved_step or 0})"
+            why = (
+                f"{complaint}: the learner goes back to step {self._standing.saved_step or 0} and is paused; lower the "
+                "learning rate or choose another algorithm, then resume it"
             )
+            await self._attention.halt(why)
+            raise Diverged(why)
         self._archive.begin(self._standing)  # only now: what is in a checkpoint was told before
         began_s = self._clock()
         if self._archive.is_pressing(self._standing):
@@ -223,22 +232,19 @@ class Learner:
         standing = self._standing
         standing.step += 1
         standing.unpublished += outcome.updated
+        self._divergence.enter(outcome)
         if outcome.verdict is Verdict.NOT_FINITE:
-            self._not_finite += 1
             return
-        self._not_finite = 0
         for arrival in (*batch.arrivals, *batch.twins):
             standing.ledger.consume(arrival)
 
     async def _release(self, batch: Batch, outcome: StepOutcome) -> None:
         """Return the credit of the groups; those of a step that was not finite go to quarantine."""
-        for failed in outcome.rehearsal.failed if outcome.rehearsal else ():
-            text = (
-                f"the rehearsal of step {self._standing.step} was not finite (gradient norm {failed.grad_norm}): its "
-                f"{failed.trajectories} demonstrations were dropped from the buffer"
+        if outcome.rehearsal and (dropped := outcome.rehearsal.dropped):
+            text = f"the rehearsal of step {self._standing.step} was not finite"
+            await quarantine_dropped(
+                self._process, dropped, f"{text}: its {len(dropped)} demonstrations were dropped from the buffer"
             )
-            log.error(text)
-            await self._process.tell(EventKind.NOTICE, {"text": text})
         if outcome.verdict is not Verdict.NOT_FINITE:
             ids = [arrival.group.group_id for arrival in batch.arrivals]
             await self._process.patiently("return credit", lambda: self._process.delivery.settle(ids))
@@ -260,15 +266,26 @@ class Learner:
             await self._publish()
         return self._clock() - now_s
 
-    async def _publish(self, *, again: bool = False) -> None:
-        """Give the weights as they are to the publisher, under a new number; `again`: once more, after a restore."""
-        standing = self._standing
+    async def _publish_lost(self) -> None:
+        """Publish in place of a version that was lost, while no step comes that would: generators may be waiting."""
+        if self._standing.owes_version and self._clock() - self._snapshot_s >= _RETRY_S:
+            await self._publish(self._standing.publish_instead)
+
+    async def _publish(self, enter: Callable[[int], int | None] | None = None) -> None:
+        """Give the weights as they are to the publisher, under a new number. enter: notes it; as a further version."""
         self._snapshot_s = began_s = self._clock()
         version = self._publisher.next_version()
-        updates = standing.publish(version, again=again)
-        origin = Origin(standing.step, self._process.revision)
+        updates = (enter or self._standing.publish)(version)
+        origin = Origin(self._standing.step, self._process.revision)
         self._publisher.make_way()
-        snapshot = await self._compute.run(lambda: self._snapshots.take(version, origin, updates))
+        try:
+            snapshot = await self._compute.run(lambda: self._snapshots.take(version, origin, updates))
+        except (RuntimeError, MemoryError) as error:
+            if self._trainer.ranks.size > 1 or not memory.is_shortage(error):
+                raise
+            self._standing.lose(updates)
+            await self._publisher.failed(NotWritten(f"memory does not suffice for a copy of the weights: {error}"))
+            return
         self._publisher.submit(replace(snapshot, seconds=self._clock() - began_s))
 
     def _lose(self, snapshot: Snapshot) -> None:
@@ -322,6 +339,7 @@ class Learner:
         self._process.details.update(
             step=self._standing.step,
             max_steps=self._limit,
+            updates=self._trainer.updates,
             micro_batch_tokens=self._trainer.layout.tokens,
             checkpoint_step=self._standing.saved_step or 0,
             waiting=record is None,

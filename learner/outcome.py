@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from common.trajectory import Group
 from learner.insight.evidence import Evidence
 from learner.objective import StepSums
 from learner.timing import StageTimes
@@ -27,21 +28,18 @@ class Abandoned(Exception):
 class Rehearsed:
     """What became of the rehearsals that belong to a step. waiting: demonstrations that still wait after it.
 
-    steps: none; one; or two, if one that an earlier stop had cut off was made up for.
+    steps: none; one; or two, if one that an earlier stop had cut off was made up for. dropped: the demonstrations of
+    those that were not finite, each a group of its own; they are not in the buffer any more.
     """
 
     waiting: int
     steps: Sequence[StepOutcome] = ()
+    dropped: Sequence[Group] = ()
 
     @property
     def updated(self) -> bool:
         """Whether the policy changed."""
         return any(step.verdict is Verdict.UPDATED for step in self.steps)
-
-    @property
-    def failed(self) -> list[StepOutcome]:
-        """The rehearsals whose loss or gradient was not finite; their demonstrations are dropped."""
-        return [step for step in self.steps if step.verdict is Verdict.NOT_FINITE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,13 +59,16 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step, told whole. algorithm, hints: their kinds. version: held after the step."""
+    """One step, told whole. algorithm, hints: their kinds. version: held after the step. updates: optimiser updates
+    of the run so far, which learning-rate schedules count.
+    """
 
     step: int
     revision: int
     version: int
     algorithm: str
     hints: str
+    updates: int
     material: Material
     outcome: StepOutcome
     stale_dropped: int
@@ -110,6 +113,7 @@ class StepRecord:
                 "grad_norm": outcome.grad_norm,
                 "learning_rate": outcome.learning_rate,
                 "updated": outcome.updated,
+                "updates": self.updates,
                 "rehearsal": _told(outcome.rehearsal) if outcome.rehearsal else None,
                 "wait_s": timeline.wait_s,
                 **{f"{stage}_s": seconds for stage, seconds in outcome.times.by_stage().items()},

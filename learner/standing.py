@@ -35,19 +35,26 @@ class Standing:
         """Whether anything is not yet in a checkpoint."""
         return self.step != (self.saved_step or 0) or bool(self.ledger.unacknowledged)
 
-    def publish(self, version: int, *, again: bool) -> int | None:
-        """The weights of this step become a version; `again`: that counts for nothing, a lost number is replaced.
+    def publish(self, version: int) -> int:
+        """The weights of this step become a version. How many updates it is the first to hold."""
+        self.lineage.publish(version, self.step)
+        return self._number(version)
 
-        How many updates it is the first to hold; None if it repeats weights.
-        """
+    def publish_instead(self, version: int) -> int:
+        """The same in place of a version that was lost: the lineage has counted that one already."""
+        self.lineage.note(version, self.step)
+        return self._number(version)
+
+    def publish_again(self, version: int) -> None:
+        """Restored weights become a version once more. The next one falls due as if this were none."""
         self.owes_version = False
         self.version = version
-        updates = None if again else self.unpublished
-        if again:
-            self.lineage.note(version, self.step)
-        else:
-            self.lineage.publish(version, self.step)
-            self.unpublished = 0
+        self.lineage.note(version, self.step)
+
+    def _number(self, version: int) -> int:
+        self.owes_version = False
+        self.version = version
+        updates, self.unpublished = self.unpublished, 0
         return updates
 
     def lose(self, updates: int | None) -> None:

@@ -170,15 +170,19 @@ class Trainer:
                 rehearsals += self._rehearse(algorithm.rehearsal, live, heed)
             except Abandoned:  # the step itself stands
                 self._zero_gradients()
-        return replace(outcome, rehearsal=Rehearsed(self.waiting, rehearsals))
+        steps = [rehearsed for rehearsed, _ in rehearsals]
+        dropped = [group for rehearsed, used in rehearsals for group in used if rehearsed.verdict is Verdict.NOT_FINITE]
+        return replace(outcome, rehearsal=Rehearsed(self.waiting, steps, dropped))
 
-    def _rehearse(self, rehearsal: Rehearsal | None, live: LiveConfig, heed: Heed) -> list[StepOutcome]:
+    def _rehearse(
+        self, rehearsal: Rehearsal | None, live: LiveConfig, heed: Heed
+    ) -> list[tuple[StepOutcome, list[Group]]]:
         """The rehearsal that is owed, if any. Its demonstrations are done with, whatever came of it."""
-        rehearsed: list[StepOutcome] = []
+        rehearsed: list[tuple[StepOutcome, list[Group]]] = []
         if rehearsal is not None and self._buffer.owed:
             demonstrations = self._buffer.oldest(rehearsal.size)
             course = _Course(rehearsal.algorithm, self._rehearsal_optimizer, rehearsal.learning_rate, live)
-            rehearsed.append(self._take(course, demonstrations, heed))
+            rehearsed.append((self._take(course, demonstrations, heed), demonstrations))
             self._buffer.remove(demonstrations)
         self._buffer.owed = False
         return rehearsed

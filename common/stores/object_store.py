@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -13,6 +12,7 @@ from typing import Any
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
+from common.connection import quotable, without_password
 from common.durable import NotWritten
 from common.errors import SettingsError, WeightsError
 from common.stores.storage import TIMEOUT_S
@@ -37,16 +37,17 @@ class ObjectStorage:
     """
 
     def __init__(self, url: str, scratch: Path | None = None) -> None:
-        self._url = re.sub(r"//[^/@]*@", "//", url)  # as it is told and logged: without a password
+        self._url = url
+        self._shown = without_password(url)
         protocol = url.partition("://")[0]
         options: dict[str, Any] = _S3 if protocol in ("s3", "s3a") else {}
         try:
             found: Any = fsspec.url_to_fs(url, use_listings_cache=False, **options)  # pyright: ignore
         except (ImportError, ValueError) as error:
             raise SettingsError(
-                f"weights.url: {self._url} cannot be used: {error}: install the package that fsspec needs for "
-                f"{protocol}://"
-            ) from error
+                f"weights.url: {self._shown} cannot be used: {self._reason(error)}: install the package that fsspec "
+                f"needs for {protocol}://"
+            ) from quotable(error, url)
         self._files, self._root = found[0], str(found[1]).rstrip("/")
         self._has_directories = protocol not in _BUCKETS
         self._scratch = scratch
@@ -62,7 +63,7 @@ class ObjectStorage:
                 yield Path(name)
                 self._send(Path(name), location)
         except OSError as error:
-            raise NotWritten(f"cannot write {self._url}/{location}: {error}") from error
+            raise NotWritten(f"cannot write {self._shown}/{location}: {error}") from error
 
     def _send(self, directory: Path, location: str) -> None:
         """Copy a directory's files, the manifest last; if that breaks off, remove what was sent."""
@@ -74,9 +75,11 @@ class ObjectStorage:
                 self._files.makedirs(self._place(location, ""), exist_ok=True)
             for path in sorted(directory.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
                 self._files.put_file(str(path), self._place(location, path.name))
-        except Exception as error:  # see above
+        except Exception as error:  # noqa: BLE001 - see above
             self._remove(location)
-            raise NotWritten(f"cannot write {self._url}/{location}: {type(error).__name__}: {error}") from error
+            raise NotWritten(f"cannot write {self._shown}/{location}: {self._reason(error)}") from quotable(
+                error, self._url
+            )
 
     def size(self, location: str, name: str) -> int:
         """Bytes of a file."""
@@ -88,7 +91,7 @@ class ObjectStorage:
         with self._reading(location, name):
             found = bytes(self._files.cat_file(self._place(location, name), start=start, end=start + length))
         if len(found) != length:
-            raise WeightsError(f"{self._url}/{location}/{name}: {len(found)} bytes came, {length} were asked for")
+            raise WeightsError(f"{self._shown}/{location}/{name}: {len(found)} bytes came, {length} were asked for")
         return found
 
     def versions(self) -> list[int]:
@@ -135,5 +138,12 @@ class ObjectStorage:
     def _reading(self, location: str, name: str) -> Generator[None]:
         try:
             yield
-        except Exception as error:  # see above
-            raise WeightsError(f"cannot read {self._url}/{location}/{name}: {type(error).__name__}: {error}") from error
+        except Exception as error:  # noqa: BLE001 - see above
+            raise WeightsError(f"cannot read {self._shown}/{location}/{name}: {self._reason(error)}") from quotable(
+                error, self._url
+            )
+
+    def _reason(self, error: Exception) -> str:
+        """The kind of an error of the backend and, unless they may hold a password of the URL, its words."""
+        told = quotable(error, self._url)
+        return f"{type(error).__name__}{f': {told}' if told else ''}"

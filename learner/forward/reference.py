@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.errors import SettingsError
+from common.errors import SettingsError, TributaryError
 from learner.batch import MicroBatch
 from learner.forward.policy import Policy
+from learner.memory import is_shortage
 
 LoadPolicy = Callable[[], PreTrainedModel | Policy]
 
-_REMEDY = "correct it, or set algorithm.kl_coefficient to 0"
+_REMEDY = "Otherwise set algorithm.kl_coefficient to 0"
+
+
+class ReferenceMissing(TributaryError):
+    """An algorithm asks for the frozen reference, and it cannot be had."""
 
 
 class Reference:
@@ -35,7 +40,7 @@ class Reference:
         return self._policy is not None
 
     def hold(self, needed: bool) -> None:
-        """Have it in memory if it is needed, and only then. SettingsError if it cannot be loaded."""
+        """Have it in memory if it is needed, and only then. ReferenceMissing if it cannot be loaded."""
         if needed and self._policy is None:
             self._policy = self._loaded()
         elif not needed and self._policy is not None:
@@ -50,20 +55,22 @@ class Reference:
 
     def _loaded(self) -> Policy:
         if self._load is None:
-            raise SettingsError("the algorithm needs a frozen reference, and no model was named for it")
+            raise ReferenceMissing("the algorithm needs a frozen reference, and no model was named for it")
         try:
             with _same_generators(self._device):
                 policy = Policy.of(self._load())
                 policy.model.requires_grad_(False)
                 return policy
         except SettingsError as error:
-            raise SettingsError(
-                f"the frozen reference that algorithm.kl_coefficient asks for cannot be loaded: {error}; {_REMEDY}"
+            raise ReferenceMissing(
+                f"the frozen reference that algorithm.kl_coefficient asks for cannot be loaded: {error}. {_REMEDY}"
             ) from error
-        except torch.OutOfMemoryError as error:
-            raise SettingsError(
-                "the frozen reference that algorithm.kl_coefficient asks for does not fit into the GPU's memory beside "
-                "the policy: choose a larger GPU, or set algorithm.kl_coefficient to 0"
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            raise ReferenceMissing(
+                "the frozen reference that algorithm.kl_coefficient asks for does not fit into memory beside the "
+                "policy: use more GPUs or a larger one, or set algorithm.kl_coefficient to 0"
             ) from error
 
 

@@ -10,8 +10,8 @@ import base64
 import ctypes
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Timer
-from typing import Any
+from threading import Lock, Timer
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from common.errors import TributaryError
 
 _LIBRARY = "libnccl.so.2"
 _UNIQUE_ID_BYTES = 128
+_MOST_JOINING = 4
 _SUM, _FLOAT32 = 0, 7
 _DTYPES = {torch.int64: 4, torch.float16: 6, torch.float32: _FLOAT32, torch.float64: 8, torch.bfloat16: 9}
 
@@ -35,12 +36,20 @@ class _UniqueId(ctypes.Structure):
 class NcclGroup:
     """A group that `world_size` members may join once. The learner is number 0."""
 
+    _joining: ClassVar[set[NcclGroup]] = set()  # each keeps a thread, late ones too, until NCCL returns
+
     def __init__(self, world_size: int) -> None:
-        """BroadcastFailed if there is no NCCL here."""
+        """BroadcastFailed if there is no NCCL here, or if joining stood still too often."""
+        if len(self._joining) >= _MOST_JOINING:
+            raise BroadcastFailed(
+                f"{_MOST_JOINING} groups before this one are still coming together: see that members reach the learner "
+                "by NCCL and start it again, or set [weights] transfer to store"
+            )
         self._world_size = world_size
         self._comm = ctypes.c_void_p()
         self._stream: Any = None  # of our own: on the training's, a member that is late would hold the next step
-        self._is_joined = False
+        self._is_joined = self._is_left = False
+        self._lock = Lock()  # of _comm and _is_left: joining and leaving may meet
         try:
             self._library: Any = ctypes.CDLL(_LIBRARY)
         except OSError as error:
@@ -56,14 +65,14 @@ class NcclGroup:
 
     def broadcast(self, tensors: Sequence[Tensor], limit_s: float) -> None:
         """Send tensors of one device, which are there, one after another. BroadcastFailed if that takes longer than
-        `limit_s`, and the group is of no use any more. The first time, so long again for all to join.
+        `limit_s` or breaks, and the group is of no use any more. The first time, so long again for all to join.
         """
         if not self._is_joined:
             self._join(tensors[0].device, limit_s)
         timer = Timer(limit_s, self.abort)
         timer.daemon = True
-        timer.start()
         try:
+            timer.start()
             for tensor in tensors:
                 self._send(tensor)
             self._stream.synchronize()
@@ -75,9 +84,10 @@ class NcclGroup:
             raise BroadcastFailed(f"the broadcast took longer than {limit_s} s")
 
     def abort(self) -> None:
-        """Leave the group; what is under way in it returns."""
-        self._is_joined = False
-        comm, self._comm = self._comm, ctypes.c_void_p()
+        """Leave the group; what is under way in it returns, and a join that is late leaves it as well."""
+        with self._lock:
+            self._is_joined, self._is_left = False, True
+            comm, self._comm = self._comm, ctypes.c_void_p()
         if comm:
             self._library.ncclCommAbort(comm)
 
@@ -85,7 +95,7 @@ class NcclGroup:
         def join() -> None:
             torch.cuda.set_device(device)
             self._stream = torch.cuda.Stream()
-            self._check(self._library.ncclCommInitRank(ctypes.byref(self._comm), self._world_size, self._id, 0))
+            self._come_together()
             with torch.cuda.stream(self._stream):
                 one = torch.zeros(1, device=device)  # vLLM's workers begin with the sum of one number, and so do we
                 here = ctypes.c_void_p(one.data_ptr())
@@ -98,7 +108,28 @@ class NcclGroup:
         except BroadcastFailed:
             self.abort()  # what waits for others on the device as well
             raise
+        except (RuntimeError, ValueError) as error:  # ValueError: the weights are on no GPU
+            self.abort()
+            raise BroadcastFailed(f"coming together broke: {error}") from error
         self._is_joined = True
+
+    def _come_together(self) -> None:
+        """Wait until all members are there. Whoever left meanwhile could not abort what there was not yet."""
+        comm = ctypes.c_void_p()
+        self._joining.add(self)
+        try:
+            result = self._library.ncclCommInitRank(ctypes.byref(comm), self._world_size, self._id, 0)
+        finally:
+            self._joining.discard(self)
+        with self._lock:
+            is_late = self._is_left
+            if not is_late:
+                self._comm = comm
+        if is_late and comm:
+            self._library.ncclCommAbort(comm)
+        self._check(result)
+        if is_late:
+            raise BroadcastFailed("the group came together when it had been left")
 
     @property
     def _at(self) -> ctypes.c_void_p:

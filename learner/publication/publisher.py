@@ -82,7 +82,7 @@ class Publisher:
         try:
             there = await self._in_thread(self._store.open)
         except (NotWritten, WeightsError) as error:  # numbers that nobody was told of may be given again
-            await self._failed(error)
+            await self.failed(error)
         self._last = max([0, *(manifest.version for manifest in announced), *there])
         return announced
 
@@ -153,7 +153,7 @@ class Publisher:
             except (NotWritten, WeightsError) as error:
                 self._writing = None
                 self._lost(snapshot)
-                await self._failed(error)
+                await self.failed(error)
                 continue
             await self._process.patiently(
                 "announce a weight version", lambda manifest=publication.manifest: self._announce(manifest)
@@ -223,7 +223,8 @@ class Publisher:
         alive = [f for f in fields if f["role"] == "generator" and f["at_s"] >= alive_since_s]
         return {int(f["fetching"]) for f in alive if f.get("fetching")}
 
-    async def _failed(self, error: NotWritten | WeightsError) -> None:
+    async def failed(self, error: NotWritten | WeightsError) -> None:
+        """Count and tell that a version could not be made; the caller knows what to do about it."""
         self._failures.inc()
         await self._notices.failed(_WHAT, error)
 

@@ -2,12 +2,13 @@
 
     GET /  {"versions": [...]}     GET, HEAD /v000012/model.delta   (one range of bytes, or all)
 
-Every call needs `Authorization: Bearer <token>` if the server was given a token. Nothing but files of versions can be
-read.
+Every call needs `Authorization: Bearer <token>` if the server was given a token, and without one it listens on loopback
+only. Nothing but files of versions can be read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import json
@@ -21,6 +22,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from common.errors import SettingsError
+from common.stores.access import TOKEN_VARIABLE, WEIGHTS_TOKEN_VARIABLE, exposure
 from common.stores.directory import DirectoryStorage
 from common.weights import is_file_name, version_at
 
@@ -46,9 +48,11 @@ class _Server(ThreadingHTTPServer):
 
 
 class WeightServer:
-    """Serves a directory store. SettingsError if host and port cannot be listened on."""
+    """Serves a directory store. SettingsError if host and port cannot be listened on, or may not without a token."""
 
     def __init__(self, storage: DirectoryStorage, host: str, port: int, token: str | None) -> None:
+        if not token and (problem := exposure(host)):
+            raise SettingsError(problem)
         try:
             handler = type("Handler", (_Handler,), {"storage": storage, "token": token})
             self._server = _Server((host, port), handler)
@@ -91,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, *, with_body: bool) -> None:
         if self.token and not _is_allowed(self.headers.get("Authorization"), self.token):
-            self._answer(401, b"a bearer token is needed: set TRIBUTARY_TOKEN\n", {"WWW-Authenticate": "Bearer"})
+            needed = f"a bearer token is needed: set {WEIGHTS_TOKEN_VARIABLE} or {TOKEN_VARIABLE}\n"
+            self._answer(401, needed.encode(), {"WWW-Authenticate": "Bearer"})
         elif self.path == "/":
             self._answer(200, json.dumps({"versions": self.storage.versions()}).encode())
         else:
@@ -159,4 +164,6 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def _is_allowed(header: str | None, token: str) -> bool:
-    return hmac.compare_digest((header or "").encode(), f"Bearer {token}".encode())
+    """Whether a header presents the token. Takes as long whatever it presents, also of another length."""
+    presented, wanted = (hashlib.sha256(text.encode()).digest() for text in (header or "", f"Bearer {token}"))
+    return hmac.compare_digest(presented, wanted)

@@ -20,6 +20,7 @@ from common.process import Process
 from common.tasks import end
 from learner.compute import GRACE_S, ComputeThread
 from learner.ledger import Ledger
+from learner.memory import is_shortage
 from learner.standing import Standing
 from learner.storage.checkpoint import Checkpoint, CheckpointStore
 from learner.storage.durable import NotWritten
@@ -130,7 +131,8 @@ class Archive:
             log.warning(str(error))
         if not standing.has_news:
             return True
-        await self._take(standing)
+        if not await self._take(standing):
+            return False
         self.begin(standing)
         return await self.settled()
 
@@ -146,14 +148,23 @@ class Archive:
     def _is_writing(self) -> bool:
         return self._work is not None and not self._work.done()
 
-    async def _take(self, standing: Standing) -> None:
-        """Copy the state. Raises what ended the writing of the checkpoint before it, if anything did."""
+    async def _take(self, standing: Standing) -> bool:
+        """Copy the state; False if there is no memory for that. Raises what ended the writing of the checkpoint before
+        it, if anything did.
+        """
         await self.settled()
         began_s = self._clock()
         progress = standing.progress(revision=self._process.revision, updates=self._trainer.updates)
-        tensors = await self._compute.run(lambda: self._copy.take(self._trainer.tensors()))
+        try:
+            tensors = await self._compute.run(lambda: self._copy.take(self._trainer.tensors()))
+        except (RuntimeError, MemoryError) as error:
+            if self._trainer.ranks.size > 1 or not is_shortage(error):
+                raise
+            await self._failed(NotWritten(f"memory does not suffice for a copy of the state: {error}"))
+            return False
         self._taken = Checkpoint(progress, tensors)
         self._metrics.checkpoint_seconds.labels("copy").observe(self._clock() - began_s)
+        return True
 
     async def _write(self, checkpoint: Checkpoint, standing: Standing) -> bool:
         """Commit a checkpoint, then acknowledge what it contains. False if the disk did not take it."""
@@ -161,8 +172,7 @@ class Archive:
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._store.commit, checkpoint)
         except NotWritten as error:
-            self._metrics.storage_failures.labels("checkpoint").inc()
-            await self._notices.failed("checkpoint", error)
+            await self._failed(error)
             return False
         standing.saved_step = self._process.details["checkpoint_step"] = progress.step
         self._metrics.checkpoint_seconds.labels("write").observe(self._clock() - began_s)
@@ -173,6 +183,10 @@ class Archive:
         await self._settle(progress.seen[-_SETTLED_AGAIN:])
         await self._acknowledge(progress.unacknowledged, standing.ledger)
         return True
+
+    async def _failed(self, error: NotWritten) -> None:
+        self._metrics.storage_failures.labels("checkpoint").inc()
+        await self._notices.failed("checkpoint", error)
 
     async def _acknowledge(self, entry_ids: Sequence[str], ledger: Ledger) -> None:
         acknowledge = self._process.delivery.groups.acknowledge

@@ -23,7 +23,7 @@ class StorageNotices:
         log.error(str(error))
         if what not in self._troubled:
             self._troubled.add(what)
-            text = f"the {what} was not written, training goes on and it is tried again after the next step: {error}"
+            text = f"the {what} was not written, training goes on and it is tried again: {error}"
             await self._process.tell(EventKind.NOTICE, {"text": text})
 
     async def worked(self, what: str) -> None:

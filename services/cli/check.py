@@ -20,7 +20,8 @@ from typing import Any
 from common import connection
 from common.config.live import LiveConfig
 from common.errors import RedisUnavailable, SettingsError
-from common.settings import ControlSettings, RunFile, load_run
+from common.settings import ControlSettings, RunFile, WeightSettings, load_run
+from common.stores.access import exposure, is_served, weights_token
 from services.cli.client import TOKEN_VARIABLE
 from services.cli.model_directory import expert_problems, model_problems
 from services.cli.up.programs import environment, is_local
@@ -60,6 +61,7 @@ async def inspect(settings: RunFile, run_file: Path, report: Report) -> None:
         *model,
         *address_problems(settings.control),
         *token_problems(settings.control),
+        *weight_problems(settings.weights),
         *device_problems(settings),
         *package_problems(settings),
     ]
@@ -117,6 +119,17 @@ def address_problems(control: ControlSettings) -> Iterator[str]:
                 )
             else:
                 yield f"the control plane cannot listen on {host}:{port} ({error.strerror or error}): correct [control]"
+
+
+def weight_problems(weights: WeightSettings) -> Iterator[str]:
+    """Whether the learner may serve its weights where it is told to, if it is."""
+    if is_served(weights):
+        try:
+            problem = None if weights_token() else exposure(weights.serve_host)
+        except SettingsError as error:
+            problem = str(error)
+        if problem is not None:
+            yield problem
 
 
 def device_problems(settings: RunFile) -> Iterator[str]:

@@ -75,11 +75,13 @@ class VersionState(BaseModel):
 class LearnerState(BaseModel):
     """How far the learner is. staleness: mean over the newest step's groups, in versions.
 
-    paused: the order to wait at its step boundary, while it stands.
+    updates: optimiser updates so far, which learning-rate schedules count. paused: the order to wait at its step
+    boundary, while it stands.
     """
 
     step: int
     max_steps: int | None
+    updates: int | None
     waiting: bool | None
     checkpoint_step: int | None
     staleness: float | None
@@ -236,6 +238,7 @@ def learner_state(processes: list[ProcessView], newest: Event | None, standing: 
     return LearnerState(
         step=_whole(told.get("step", step.get("step"))) or 0,
         max_steps=_whole(told.get("max_steps")),
+        updates=_whole(told.get("updates", step.get("updates"))),
         waiting=told["waiting"] if isinstance(told.get("waiting"), bool) else None,
         checkpoint_step=_whole(told.get("checkpoint_step")),
         staleness=_figure(told.get("staleness", step.get("staleness"))),

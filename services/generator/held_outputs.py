@@ -3,14 +3,16 @@
 vLLM's core tells its front of every single token: an object, three encoded arrays, a message, and all of that once
 more in reverse. Nobody here looks at half a response, so the tokens of a sequence wait in the core and go out
 together: every HOLD_S seconds (counts and health follow them), when the sequence ends, and before a pause takes
-effect. The last one keeps versions exact: the front labels all tokens of a message with the version that is in force
-when it is sent, and that changes only while the engine is paused.
+effect. The first step after idleness is told at once, so that even a short sequence alone is seen running. What is told
+before a pause keeps versions exact: the front labels all tokens of a message with the version that is in force when it
+is sent, and that changes only while the engine is paused.
 
 vLLM imports this module in the core process (by the name given as `scheduler_cls`); nothing else of ours does.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ class HoldingScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held: dict[str, Held] = {}
-        self._told_s = time.monotonic()
+        self._told_s = -math.inf
         self.kv_cache_manager.allocate_slots = quick_slots(self.kv_cache_manager, self.kv_cache_config)
 
     def update_from_output(
@@ -56,11 +58,13 @@ class HoldingScheduler(Scheduler):
         for client, told in found.items():
             told.outputs = [whole for output in told.outputs if (whole := self._take(client, output)) is not None]
         now_s = time.monotonic()
-        if now_s - self._told_s >= HOLD_S or self._pause_state is not PauseState.UNPAUSED:
+        due = now_s - self._told_s >= HOLD_S or self._pause_state is not PauseState.UNPAUSED
+        if due:
             self._told_s = now_s
             self._let_go(found)
-            return found
-        if not self.running:  # the last that is heard for a while
+        if not self.running:  # the last that is heard for a while, and the step after it is told at once
+            self._told_s = -math.inf
+        if due or not self.running:
             return found
         return {client: told for client, told in found.items() if told.outputs or told.finished_requests}
 

@@ -27,8 +27,10 @@ def quick_slots(manager: KVCacheManager, config: KVCacheConfig) -> Callable[...,
     """The manager's `allocate_slots`, quick inside a block; as it is for anything but plain full attention."""
     allocate_slots = manager.allocate_slots
     specs = [group.kv_cache_spec for group in config.kv_cache_groups]
+    if len(specs) != 1:
+        return allocate_slots
     spec = specs[0]
-    if len(specs) != 1 or type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
+    if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:
         return allocate_slots
     block_size, nothing_new = spec.block_size, manager.empty_kv_cache_blocks
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from common.deltas import read_patches
 from common.digests import digest
-from common.durable import NotWritten
 from common.events import EventKind
 from common.stores.directory import DirectoryStorage
 from common.stores.fetching import fetch, prove
@@ -27,9 +25,9 @@ from common.stores.storage import manifest_at
 from common.tensor_file import TensorFile
 from common.weights import ANCHOR_FILE, DELTA_FILE, PublicationKind, WeightAnnouncements
 from learner.publication.snapshot import Snapshots
-from learner.publication.weight_store import WeightStore
 from tests.contract.learner_rig import Nursery, Rig, checkpoint_of, make_group, progress_of, saved_tensors, write_run
 from tests.contract.publication_deaths import STAGES
+from tests.contract.publishing_rig import Gate, shown, step
 
 BFLOAT16 = 'dtype = "bfloat16"\n'
 
@@ -42,39 +40,6 @@ async def rig(tmp_path: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
     rig = Rig(path)
     yield rig
     await rig.close()
-
-
-def shown(rig: Rig, name: str, **labels: str) -> float:
-    value = rig.process.registry.get_sample_value(f"tributary_{name}", labels)
-    return float("nan") if value is None else value
-
-
-async def step(rig: Rig, number: int) -> None:
-    """Groups for step `number`, which is awaited."""
-    await rig.emit([make_group(2 * number), make_group(2 * number + 1)])
-    await rig.steps(number)
-
-
-class Gate:
-    """Holds every write of a version until it is opened; says how many have come to it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.versions: list[int] = []
-        self.failing: set[int] = set()
-        self._open = threading.Event()
-        real = WeightStore.write
-
-        def write(store: WeightStore, snapshot: Any) -> Any:
-            self.versions.append(snapshot.version)
-            assert self._open.wait(20)
-            if snapshot.version in self.failing:
-                raise NotWritten("no room")
-            return real(store, snapshot)
-
-        monkeypatch.setattr(WeightStore, "write", write)
-
-    def open(self) -> None:
-        self._open.set()
 
 
 def rebuilt(storage: DirectoryStorage, version: int, scratch: Path) -> dict[str, torch.Tensor]:
@@ -124,43 +89,6 @@ async def test_steps_go_on_while_a_version_is_written_and_the_newest_snapshot_is
     for number in range(6, 12):
         await step(rig, number)
     assert len(sets) <= 3  # the last one, which the next is compared with, as well
-
-
-async def test_a_version_that_is_lost_is_made_good_by_the_next_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
-    gate.failing = {1}
-    gate.open()
-    await rig.prepare(publish_every=2)
-    rig.start()
-    await step(rig, 1)
-    assert shown(rig, "unpublished_updates") == 1
-    await step(rig, 2)
-
-    async def lost() -> bool:
-        return shown(rig, "unpublished_updates") == 2
-
-    await rig.until(lost)
-    await step(rig, 3)  # due at step 4 by itself
-    told = (await rig.published(2))[0]
-    assert (told["version"], told["step"], told["kind"]) == (2, 3, "anchor")
-    assert shown(rig, "unpublished_updates") == 0
-
-
-async def test_the_updates_of_a_snapshot_that_was_replaced_are_lost_with_the_one_that_replaced_it(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate(monkeypatch)
-    gate.failing = {3}
-    await rig.prepare()
-    rig.start()
-    for number in (1, 2, 3):
-        await step(rig, number)
-    gate.open()
-
-    async def both_lost() -> bool:
-        return shown(rig, "unpublished_updates") == 2
-
-    await rig.until(both_lost)
 
 
 async def test_versions_are_told_with_what_they_cost_and_saved(rig: Rig, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from common.events import EventKind
 from common.trajectory import Group
+from common.wire import decode_group
 from tests.contract.learner_rig import (
     LearnerProcess,
     Rig,
@@ -153,7 +154,7 @@ async def test_kill_9_in_the_middle_of_rehearsals_ends_with_the_same_bits(
     assert resumed == await undisturbed(tmp_path)
 
 
-async def test_a_rehearsal_that_is_not_finite_is_said_and_counted_and_training_goes_on(
+async def test_a_rehearsal_that_is_not_finite_is_kept_in_quarantine_and_counted_and_training_goes_on(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def infinite(batch: Any, policy: Any) -> Any:
@@ -170,6 +171,13 @@ async def test_a_rehearsal_that_is_not_finite_is_said_and_counted_and_training_g
     assert "the rehearsal of step 3 was not finite" in notices[0]
     assert "its 3 demonstrations were dropped" in notices[0]
     assert rig.process.registry.get_sample_value("tributary_steps_nonfinite_total") == 1
+    kept = await rig.process.redis.xrange(rig.process.keys.quarantine)
+    assert [fields[b"stream"] for _, fields in kept] == [b"demonstrations"] * 3
+    assert all(b"the rehearsal of step 3 was not finite" in fields[b"reason"] for _, fields in kept)
+    assert all(decode_group(fields[b"payload"]).trajectories[0].reward == 1.0 for _, fields in kept)
+    await rig.emit(groups(range(8, 18)))
+    with pytest.raises(Exception, match="3 rehearsals in a row had a loss or gradient that is not finite"):
+        await rig.ended()
 
 
 async def test_the_reference_is_the_model_the_run_began_with_also_after_a_restart(rig: Rig) -> None:
@@ -184,12 +192,25 @@ async def test_the_reference_is_the_model_the_run_began_with_also_after_a_restar
     assert (await rig.steps(3))[2]["terms"]["kl"] > second / 10
 
 
-async def test_a_reference_that_is_gone_ends_the_learner_with_a_sentence(rig: Rig, tmp_path: Path) -> None:
+async def test_a_reference_that_is_gone_pauses_the_learner_until_none_is_asked_for(rig: Rig, tmp_path: Path) -> None:
     await rig.emit(make_group(n) for n in range(2))
     rig.start()
     await rig.steps(1)
     (tmp_path / "model" / "config.json").unlink()
     await rig.switch(algorithm={"kind": "grpo", "rollouts": 4, "kl_coefficient": 0.1}, hints={"kind": "none"})
     await rig.emit(make_group(n) for n in range(2, 4))
-    with pytest.raises(Exception, match=r"kl_coefficient asks for cannot be loaded: model.path: .*kl_coefficient to 0"):
-        await rig.ended()
+
+    async def paused() -> bool:
+        return rig.process.details.get("paused", False)
+
+    await rig.until(paused)
+    (notice,) = await rig.events(EventKind.NOTICE)
+    assert "kl_coefficient asks for cannot be loaded: model.path: " in notice["text"]
+    assert notice["text"].endswith(
+        "correct it. Otherwise set algorithm.kl_coefficient to 0. The learner is paused until it is resumed"
+    )
+    assert len(await rig.events(EventKind.STEP)) == 1
+    await rig.switch(algorithm={"kl_coefficient": 0.0})
+    await rig.process.orders.resume()
+    assert (await rig.steps(2))[1]["groups"] == 2  # the same groups
+    assert await rig.process.redis.xlen(rig.process.keys.quarantine) == 0

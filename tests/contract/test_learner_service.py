@@ -179,7 +179,7 @@ async def test_a_step_without_a_gradient_updates_and_publishes_nothing(rig: Rig,
     assert not (tmp_path / "run" / "weights").exists()
 
 
-async def test_steps_that_are_not_finite_change_nothing_and_three_in_a_row_end_it(
+async def test_steps_that_are_not_finite_change_nothing_and_three_in_a_row_end_it_until_it_is_resumed(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.wire.LARGEST_REWARD", 1e39)
@@ -194,6 +194,22 @@ async def test_steps_that_are_not_finite_change_nothing_and_three_in_a_row_end_i
     assert [(s["updated"], s["version"]) for s in steps] == [(True, 1), (False, 1), (False, 1), (False, 1)]
     assert await rig.process.redis.xlen(rig.process.keys.quarantine) == 3
     assert await rig.process.delivery.outstanding() == 0
+    await rig.emit([make_group(4)])
+    rig.start()  # as whatever watches over it does
+
+    async def paused() -> bool:
+        return rig.process.details.get("paused", False)
+
+    await rig.until(paused)
+    await asyncio.sleep(0.3)
+    assert await rig.process.redis.xlen(rig.process.keys.quarantine) == 3
+    assert len(await rig.events(EventKind.STEP)) == 4
+    orders = await rig.events(EventKind.ORDER)
+    assert orders == [{"order": "pause", "target": "learner", "by": "learner"}]
+    notices = [notice["text"] for notice in await rig.events(EventKind.NOTICE)]
+    assert any("goes back to step 0 and is paused; lower the learning rate" in notice for notice in notices)
+    await rig.process.orders.resume()
+    assert (await rig.steps(5))[4]["updated"]
 
 
 async def test_acknowledgement_follows_the_checkpoint_and_never_comes_before(rig: Rig, tmp_path: Path) -> None:

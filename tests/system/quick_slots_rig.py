@@ -1,4 +1,4 @@
-"""A sequence decoded with quick slots and one without, beside each other in vLLM's own manager; as JSON.
+"""Sequences decoded with quick slots and without, beside each other in vLLM's own manager and scheduler; as JSON.
 
 In a process of its own, as everything that imports vLLM.
 """
@@ -8,24 +8,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
-import torch
+from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from services.generator.held_outputs import HoldingScheduler
 from services.generator.quick_slots import quick_slots
+from tests.system.scheduler_bench import BLOCK, SPEC, SchedulerBench, cache_config, engine_config
 
-BLOCK = 4
-SPEC = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
-
-
-def _config(spec: FullAttentionSpec = SPEC, groups: int = 1, blocks: int = 16) -> KVCacheConfig:
-    named = [KVCacheGroupSpec([f"layer-{number}"], spec) for number in range(groups)]
-    return KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=named)
+LENGTH = 60
 
 
 class Bench:
@@ -33,7 +30,7 @@ class Bench:
 
     def __init__(self, prompt: list[int], *, quick: bool, blocks: int = 16) -> None:
         init_none_hash(sha256)
-        config = _config(blocks=blocks)
+        config = cache_config(blocks=blocks)
         self.manager = KVCacheManager(config, max_model_len=64, scheduler_block_size=BLOCK, hash_block_size=BLOCK)
         self.calls: list[int] = []
         whole = self.manager.allocate_slots
@@ -86,14 +83,44 @@ def _passed_on() -> list[bool]:
 
 def _left_alone() -> dict[str, bool]:
     """Whether a manager's own function is what one gets, for different kinds of attention."""
-    manager = KVCacheManager(_config(), max_model_len=64, scheduler_block_size=BLOCK, hash_block_size=BLOCK)
-    configs = {"full": _config(), "windowed": _config(replace(SPEC, sliding_window=8)), "several": _config(groups=2)}
+    manager = KVCacheManager(cache_config(), max_model_len=64, scheduler_block_size=BLOCK, hash_block_size=BLOCK)
+    windowed = cache_config(replace(SPEC, sliding_window=8))
+    configs = {"full": cache_config(), "windowed": windowed, "several": cache_config(groups=2)}
+    configs["none"] = cache_config(groups=0)
     return {name: quick_slots(manager, config) == manager.allocate_slots for name, config in configs.items()}
+
+
+def _scheduled(config: VllmConfig, kind: type[Scheduler]) -> dict[str, Any]:
+    """Two sequences decoded by a scheduler: the blocks that it gave out step by step, and how often it asked for them.
+
+    decoded: tokens of which slots were sought, the prompts' apart; asked: calls of the manager for those.
+    """
+    asked, whole = list[str](), KVCacheManager.allocate_slots
+
+    def counted(manager: KVCacheManager, request: Request, *args: Any, **more: Any) -> Any:
+        if request.num_output_tokens:
+            asked.append(request.request_id)
+        return whole(manager, request, *args, **more)
+
+    with mock.patch.object(KVCacheManager, "allocate_slots", counted):
+        bench = SchedulerBench(config, kind)
+        for name, prompt in (("first", 5), ("second", 8)):
+            bench.begin(name, prompt, LENGTH)
+        blocks, decoded = [], 0
+        while bench.scheduler.has_unfinished_requests():
+            planned = bench.step()[0]
+            fresh = {new.req_id: new.block_ids for new in planned.scheduled_new_reqs}
+            known = planned.scheduled_cached_reqs
+            blocks.append([fresh, dict(zip(known.req_ids, known.new_block_ids, strict=True))])
+            decoded += len(known.req_ids)
+    return {"blocks": blocks, "decoded": decoded, "asked": len(asked)}
 
 
 if __name__ == "__main__":
     short = Bench([1, 2, 3], quick=True, blocks=3)  # one of them is never given out
+    config = engine_config()
     found = {
+        "scheduled": {kind.__name__: _scheduled(config, kind) for kind in (HoldingScheduler, Scheduler)},
         "decoded": {
             length: [_decoded(length, quick=True), _decoded(length, quick=False)] for length in (1, 3, 4, 5, 8)
         },

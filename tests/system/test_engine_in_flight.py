@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from common.trajectory import Finish
+from services.generator import engine as engine_module
 from services.generator.engine import Completion, Engine, EngineError, EngineSettings, WeightUpdateFailed
 from services.generator.weight_update import WeightUpdate
 from tests.system.engine_rig import ENGINE_MARKS, EOS, LoopThread, PublishedLlama
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
 
 pytestmark = ENGINE_MARKS
 TOLERANCE = 1e-4
@@ -97,16 +103,19 @@ def test_every_span_matches_its_own_version_over_six_updates_in_flight(
 
     async def scenario() -> list[tuple[list[int], list[Completion]]]:
         over = asyncio.Event()
-        running = [asyncio.create_task(_sample_until(over, engine, number)) for number in range(24)]
-        for version in range(first + 1, first + 7):
-            generated = engine.statistics.tokens_generated
-            while engine.statistics.tokens_generated < generated + 300:
-                await asyncio.sleep(0.005)
-            pause_s = await engine.apply(model.update(version, complete=version - first in (1, 4)))
-            assert 0.0 < pause_s < 10.0
-            assert engine.version == version
-        over.set()
-        return [one for answered in await asyncio.gather(*running) for one in answered]
+        async with asyncio.TaskGroup() as group:  # whoever fails, nothing is left running on the engine of all tests
+            running = [group.create_task(_sample_until(over, engine, number)) for number in range(24)]
+            try:
+                for version in range(first + 1, first + 7):
+                    generated = engine.statistics.tokens_generated
+                    while engine.statistics.tokens_generated < generated + 300:
+                        await asyncio.sleep(0.005)
+                    pause_s = await engine.apply(model.update(version, complete=version - first in (1, 4)))
+                    assert 0.0 < pause_s < 10.0
+                    assert engine.version == version
+            finally:
+                over.set()
+        return [one for task in running for one in task.result()]
 
     sampled = loop.run(scenario())
     spans = [c.versions for _, completions in sampled for c in completions]
@@ -173,21 +182,35 @@ def test_temperature_zero_takes_the_most_probable_token(
     assert model.largest_error(PROMPT, first, 1.0) < TOLERANCE
 
 
-def test_a_cancelled_sample_leaves_nothing_running(engine: Engine, loop: LoopThread) -> None:
+def test_a_cancelled_sample_leaves_nothing_running(
+    engine: Engine, loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = engine_module._sampling  # pyright: ignore[reportPrivateUsage]
+
+    def endless(n: int, temperature: float, max_tokens: int) -> SamplingParams:
+        params = sampling(n, temperature, max_tokens)
+        params.ignore_eos = True  # nothing that is cancelled would have ended soon anyway
+        return params
+
+    async def ask_for_ever(n: int) -> None:  # however late the cancellation comes, it meets one on its way
+        for turn in itertools.count():
+            name = f"cancelled-{n}-{turn}"
+            responses = await engine.sample(PROMPT, n=n, temperature=1.0, max_tokens=900, request_id=name)
+            assert all(len(response.tokens) == 900 for response in responses)
+
     async def scenario() -> None:
-        calls = [
-            asyncio.create_task(engine.sample(PROMPT, n=n, temperature=1.0, max_tokens=900, request_id="cancelled"))
-            for n in (1, 4)
-        ]
-        while engine.statistics.running == 0:
-            await asyncio.sleep(0.005)
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        assert all(call.cancelled() for call in calls)
-        async with asyncio.timeout(30):
-            while engine.statistics.running:
+        with monkeypatch.context() as changed:
+            changed.setattr(engine_module, "_sampling", endless)
+            calls = [asyncio.create_task(ask_for_ever(n)) for n in (1, 4)]
+            while engine.statistics.running == 0 and not any(call.done() for call in calls):
                 await asyncio.sleep(0.005)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        assert all(call.cancelled() for call in calls)
+        # The core takes requests in their order: when it tells of this one, it knows of the cancellation.
+        await engine.sample(PROMPT, n=1, temperature=1.0, max_tokens=1, request_id="after-cancellation")
+        assert engine.statistics.running == 0
 
     loop.run(scenario())
 

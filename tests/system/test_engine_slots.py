@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]  # as engine_rig's, which would import torch
 BLOCK = 4
 ROOT = Path(__file__).parents[2]
 
@@ -38,4 +39,11 @@ def test_what_is_not_a_plain_step_of_decoding_goes_through_the_manager(found: di
 
 
 def test_other_kinds_of_attention_are_left_to_the_manager(found: dict[str, Any]) -> None:
-    assert found["left_alone"] == {"full": False, "windowed": True, "several": True}
+    assert found["left_alone"] == {"full": False, "windowed": True, "several": True, "none": True}
+
+
+def test_the_scheduler_itself_takes_the_quick_way_and_gives_out_the_same_blocks(found: dict[str, Any]) -> None:
+    quick, plain = found["scheduled"]["HoldingScheduler"], found["scheduled"]["Scheduler"]
+    assert quick["blocks"] == plain["blocks"]
+    assert quick["decoded"] == plain["decoded"] == plain["asked"] > 100
+    assert 0 < quick["asked"] <= 0.6 * quick["decoded"]  # a block has four tokens, and two of them are asked for

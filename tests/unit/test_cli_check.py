@@ -14,7 +14,7 @@ from tiny_tokenizer import write_tokenizer
 
 from common.config.live import parse_live
 from common.errors import RedisUnavailable
-from common.settings import ControlSettings, RunFile, TrackerSettings, load_run
+from common.settings import ControlSettings, RunFile, TrackerSettings, WeightSettings, load_run
 from services.cli import check
 from services.cli.model_directory import expert_problems, model_problems
 from services.cli.up import redis_server
@@ -32,6 +32,12 @@ path = "data.jsonl"
 device = "{device}"
 [live.sampling]
 max_response_tokens = 32
+"""
+
+WIDE = """
+[weights]
+serve_host = "0.0.0.0"
+serve_port = 0
 """
 
 
@@ -104,6 +110,40 @@ def test_an_address_that_others_can_reach_needs_a_token(monkeypatch: pytest.Monk
     assert "set TRIBUTARY_TOKEN" in problem
     monkeypatch.setenv("TRIBUTARY_TOKEN", "secret")
     assert list(check.address_problems(ControlSettings(host="0.0.0.0", port=0))) == []
+
+
+def test_weights_that_others_could_fetch_need_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TRIBUTARY_TOKEN", "TRIBUTARY_WEIGHTS_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    wide = WeightSettings(serve_host="0.0.0.0", serve_port=0)
+    (problem,) = check.weight_problems(wide)
+    assert "set TRIBUTARY_WEIGHTS_TOKEN" in problem
+    for fine in (WeightSettings(serve_port=0), WeightSettings(serve_host="0.0.0.0")):
+        assert list(check.weight_problems(fine)) == []
+    for name in ("TRIBUTARY_TOKEN", "TRIBUTARY_WEIGHTS_TOKEN"):
+        monkeypatch.setenv(name, "secret")
+        assert list(check.weight_problems(wide)) == []
+        monkeypatch.setenv(name, "secret\n")
+        (problem,) = check.weight_problems(wide)
+        assert "holds a line end" in problem
+        monkeypatch.delenv(name)
+
+
+async def test_the_whole_check_tells_of_weights_that_others_could_fetch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TRIBUTARY_TOKEN", "TRIBUTARY_WEIGHTS_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "run.toml").write_text(RUN.format(model="", device="cpu") + WIDE)
+    report = check.Report()
+
+    async def nothing(*_: object) -> None:
+        """Redis, data and grader are other tests'."""
+
+    monkeypatch.setattr(check, "inspect_redis", nothing)
+    monkeypatch.setattr(check, "_inspect_inside", nothing)
+    await check.inspect(load_run(tmp_path / "run.toml"), tmp_path / "run.toml", report)
+    assert [problem for problem in report.problems if "would serve its weights on 0.0.0.0" in problem]
 
 
 def test_a_tokens_file_guards_the_control_plane_too_and_then_up_needs_a_token_itself(

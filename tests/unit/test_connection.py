@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
-from common.connection import is_passing, without_password
+from common.connection import is_passing, quotable, without_password
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,20 @@ from common.connection import is_passing, without_password
         ("redis://:12/secret@h/0", "redis://:***@h/0"),
         ("redis://:se@cret@h/0", "redis://:***@h/0"),
         ("redis://h/0?password=secret", "redis://h/0?***"),
+        ("redis://h/0?password=se@cret", "redis://***"),
+        ("redis://:se?cret@h/0", "redis://***"),
+        ("redis://:secret@h/0?password=se@cret", "redis://***"),
     ],
 )
 def test_no_password_is_shown(url: str, shown: str) -> None:
     assert without_password(url) == shown
+
+
+def test_what_a_client_says_is_told_unless_it_may_quote_a_secret() -> None:
+    error = ValueError("no port: 'cret@h'")
+    assert quotable(error, "s3://bucket/run [1]") is error
+    for url in ("s3://ada:se/cret@h", "s3://token@h", "https://h/x?signature=cret@h"):
+        assert quotable(error, url) is None
 
 
 @pytest.mark.parametrize(

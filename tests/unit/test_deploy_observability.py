@@ -33,7 +33,7 @@ FUNCTIONS = {
     *("absent", "avg", "avg_over_time", "count", "delta", "histogram_quantile", "increase", "max", "max_over_time"),
     *("rate", "sum", "time", "vector"),
 }
-OPERATORS = {"and", "or", "unless", "by", "on", "group_left", "offset", "bool"}
+OPERATORS = {"and", "or", "unless", "by", "without", "on", "group_left", "offset", "bool"}
 
 
 def exported() -> dict[str, set[str]]:
@@ -69,8 +69,8 @@ def complaints(expression: str) -> Iterator[str]:
             if label not in labels:
                 yield f"{name} has no label {label}"
     text = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", text)
-    groupings = re.findall(r"\b(?:by|on|group_left)\s*\(([^)]*)\)", text)
-    text = re.sub(r"\b(?:by|on|group_left)\s*\([^)]*\)", " ", text)
+    groupings = re.findall(r"\b(?:by|without|on|group_left)\s*\(([^)]*)\)", text)
+    text = re.sub(r"\b(?:by|without|on|group_left)\s*\([^)]*\)", " ", text)
     used = set(re.findall(r"(?<![\w.])[A-Za-z_:][\w:]*", text)) - FUNCTIONS - OPERATORS
     for name in sorted(used):
         known |= SERIES.get(name, set())
@@ -217,7 +217,7 @@ def test_the_runbook_calls_routes_and_commands_that_exist() -> None:
         re.findall(r"(?<!-n )\btributary (\w+)", "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)))
     )
     assert "status" in commands
-    assert commands <= {"up", "down", "status", "watch", "config", "switch", "check"}
+    assert commands <= {"up", "down", "status", "watch", "config", "switch", "check", "resume"}
 
 
 def log_fields() -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from tiny_policy import fed_groups, heed, live, same, tiny_model, weights
 
 from common.config.algorithm import GRPO, UFT
 from common.errors import SettingsError
-from learner.forward.reference import Reference
+from learner.forward.reference import Reference, ReferenceMissing
 from learner.packing.layout import Layout
 from learner.trainer import Trainer
 
@@ -104,7 +104,9 @@ def test_one_that_cannot_be_loaded_is_a_sentence_with_the_remedy() -> None:
 
     trainer = Trainer(tiny_model(), Layout(64), load_reference=fetch)
     before = weights(trainer)
-    with pytest.raises(SettingsError, match=r"kl_coefficient asks for cannot be loaded: .*/gone .*kl_coefficient to 0"):
+    with pytest.raises(
+        ReferenceMissing, match=r"kl_coefficient asks for cannot be loaded: .*/gone .*kl_coefficient to 0"
+    ):
         trainer.step(live(ANCHORED), fed_groups(ANCHORED), heed)
     assert same(before, weights(trainer))
 
@@ -113,5 +115,5 @@ def test_one_that_does_not_fit_into_memory_is_a_sentence_too() -> None:
     def fetch() -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(SettingsError, match="does not fit into the GPU's memory beside the policy"):
+    with pytest.raises(ReferenceMissing, match="does not fit into memory beside the policy"):
         Reference(fetch, DEVICE).hold(True)

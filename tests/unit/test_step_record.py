@@ -23,7 +23,8 @@ from learner.timing import StageTimes
 EVENT_KEYS = {
     *("step", "revision", "version", "algorithm", "hints", "loss", "reward", "reward_parts", "entropy", "staleness"),
     *("staleness_max", "groups", "trajectories", "tokens", "tokens_per_s", "grad_norm", "learning_rate", "hint_length"),
-    *("clip_fraction", "effective_sample_size", "ratio", "gradient_weight", "terms", "flat_groups", "updated"),
+    *("clip_fraction", "effective_sample_size", "ratio", "gradient_weight", "terms", "flat_groups"),
+    *("updated", "updates"),
     *("rehearsal", "stale_dropped", "wait_s", "pack_s", "transfer_s", "forward_s", "backward_s", "optimizer_s"),
     *("publish_s", "checkpoint_s", "step_s"),
 }
@@ -60,7 +61,7 @@ def outcome(verdict: Verdict = Verdict.UPDATED, loss: float = 0.5) -> StepOutcom
 
 
 def record(material: Material, told: StepOutcome) -> StepRecord:
-    return StepRecord(7, 2, 5, "luffy", "demonstration", material, told, 3, Timeline(0.4, 0.5, 0.1, 2.0))
+    return StepRecord(7, 2, 5, "luffy", "demonstration", 6, material, told, 3, Timeline(0.4, 0.5, 0.1, 2.0))
 
 
 def material(*groups: Group) -> Material:

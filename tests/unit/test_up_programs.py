@@ -73,3 +73,8 @@ def test_a_learner_of_several_processes_is_started_by_torchrun(tmp_path: Path) -
     learner = ("-m", "learner", str(run_file), "--name", "learner")
     assert started["learner"].command == (sys.executable, *launcher, *torchrun, *learner)
     assert started["curriculum"].command[:3] == (sys.executable, "-m", "services.curriculum")
+
+
+def test_generators_come_before_who_computes_without_pause_and_all_of_them_after_who_answers(tmp_path: Path) -> None:
+    nice = {p.role: p.nice for p in programs(settings(tmp_path, EXPERT), tmp_path / "run.toml", "redis://here")}
+    assert 0 == nice["control"] == nice["curriculum"] < nice["generator"] < min(nice["learner"], nice["scorer"])

@@ -6,13 +6,15 @@ import http.client
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from test_weight_stores import CONTENT, put
 
+from common.durable import NotWritten
 from common.errors import SettingsError, WeightsError
 from common.stores.directory import DirectoryStorage
 from common.stores.fetching import fetch
@@ -58,7 +60,7 @@ def test_without_the_token_nothing_is_told(
     put(directory, 7)
     storage = HttpStorage(server.url, token)
     for call in (storage.versions, lambda: storage.size(location_of(7), "empty")):
-        with pytest.raises(WeightsError, match="401 Unauthorized: set TRIBUTARY_TOKEN"):
+        with pytest.raises(WeightsError, match="401 Unauthorized: set TRIBUTARY_WEIGHTS_TOKEN "):
             call()
 
 
@@ -136,6 +138,44 @@ def test_a_port_that_is_taken_is_a_setting_to_correct(directory: DirectoryStorag
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(SettingsError, match=r"correct weights\.serve_host"):
             WeightServer(directory, "127.0.0.1", taken.getsockname()[1], None)
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_without_a_token_it_listens_on_loopback_only(directory: DirectoryStorage, token: str | None) -> None:
+    with pytest.raises(SettingsError, match=r'0\.0\.0\.0, which other .* set TRIBUTARY_WEIGHTS_TOKEN .*"127\.0\.0\.1"'):
+        WeightServer(directory, "0.0.0.0", 0, token)
+    with pytest.raises(SettingsError, match=r"serve_host 'no\.such\.host\.invalid' is not an address"):
+        WeightServer(directory, "no.such.host.invalid", 0, token)
+    put(directory, 7)
+    for host, given in (("127.0.0.1", token), ("localhost", token), ("0.0.0.0", "secret")):
+        server = WeightServer(directory, host, 0, given)
+        server.start()
+        try:
+            port = server.url.rpartition(":")[2]
+            assert HttpStorage(f"http://127.0.0.1:{port}", given).versions() == [7]
+        finally:
+            server.close()
+
+
+@pytest.mark.parametrize("user", ["ada:hush@", "ada:hu/hush@", "hush@"])
+def test_a_password_in_the_address_is_not_told(user: str) -> None:
+    storage = HttpStorage(f"http://{user}127.0.0.1", timeout_s=0.05)
+    calls: list[Callable[[], object]] = [
+        storage.versions,
+        lambda: storage.read(location_of(1), "model.delta", 0, 1),
+        lambda: storage.publishing(location_of(1)),
+    ]
+    for call in calls:
+        with pytest.raises((WeightsError, NotWritten)) as told:
+            call()
+        assert "hush" not in "".join(traceback.format_exception(told.value))
+        assert "http://:***@127.0.0.1/" in str(told.value)
+
+
+def test_a_query_in_the_address_is_not_told(directory: DirectoryStorage, server: WeightServer) -> None:
+    with pytest.raises(WeightsError) as told:
+        HttpStorage(f"{server.url}/x?signature=hush", "secret").versions()
+    assert str(told.value) == f"cannot read {server.url}/x?***/: HTTPError"
 
 
 def test_a_server_that_hangs_is_given_up() -> None:

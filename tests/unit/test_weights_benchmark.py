@@ -1,12 +1,22 @@
-"""The benchmark of the codec proves what it times, on whatever device the weights lie."""
+"""The benchmark of weight versions proves what it times: the codec on any device, updates while requests run."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from fake_engine import FakeEngine
 
-from benchmarks import _weights_codec
+from benchmarks import _weights_codec, _weights_engine, weights
 from benchmarks._weights_codec import SHAPES, SHARES, measure
+from benchmarks._weights_engine import Kind, Measured, Plan, Update, keep_updating, publish_chains, report
+from common.stores.directory import DirectoryStorage
+from common.weights import Manifest
+from services.generator.engine import Completion
+from services.generator.weight_cache import WeightCache
+from services.generator.weight_update import AnyUpdate
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -30,3 +40,100 @@ def test_a_codec_that_loses_something_is_found_out(monkeypatch: pytest.MonkeyPat
 def test_the_shapes_are_those_of_a_model_of_one_and_a_half_billion_parameters() -> None:
     count = sum(int(torch.Size(shape).numel()) for shape in SHAPES["1.5b"])
     assert count == pytest.approx(1.54e9, rel=0.01)
+
+
+PLAN = Plan(rounds=2, chain=4, every_s=0.02, requests=3, warm_up_s=0.0)
+NAMES = {"wide", "long"}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> DirectoryStorage:
+    return DirectoryStorage(tmp_path / "store")
+
+
+@pytest.fixture
+def manifests(storage: DirectoryStorage) -> list[Manifest]:
+    torch.manual_seed(0)
+    return publish_chains(storage, {"wide": torch.randn(64, 64), "long": torch.randn(4096)}, PLAN)
+
+
+class Mislabelling(FakeEngine):
+    """Says that it serves a version which it skips."""
+
+    async def apply(self, update: AnyUpdate) -> float:
+        held = self.version
+        pause_s = await super().apply(update)
+        if update.version == 3:
+            self.version = held
+        return pause_s
+
+
+class Failing(FakeEngine):
+    """Breaks at its tenth request."""
+
+    async def sample(self, *arguments: object, **named: object) -> list[Completion]:
+        if named["request_id"] == "request-9":
+            raise OSError("the tenth")
+        return await super().sample(*arguments, **named)  # type: ignore[arg-type]
+
+
+async def test_every_version_is_fetched_and_applied_as_a_generator_does_it(
+    tmp_path: Path, storage: DirectoryStorage, manifests: list[Manifest]
+) -> None:
+    engine, cache = FakeEngine(token_s=0.001), WeightCache(storage, tmp_path / "cache", 1 << 30)
+    measured = await keep_updating(engine, cache, manifests, PLAN)
+    assert engine.applied == list(range(1, 9))
+    deltas = [Kind.DELTA] * 3
+    assert [update.kind for update in measured.updates] == [Kind.WHOLE, *deltas, Kind.ANCHOR, *deltas]
+    assert [update.changed for update in engine.updates] == [None] + 7 * [NAMES]
+    assert [len(update.deltas) for update in engine.updates] == [0, 1, 1, 1, 0, 1, 1, 1]
+    assert {update.pause_s for update in measured.updates} == {0.01}, "the engine's own word"
+    assert all(update.fetch_s > 0 for update in measured.updates)
+    assert len(measured.quiet) == len(measured.updating) == PLAN.rounds
+    assert min(measured.quiet + measured.updating) > 0
+    assert engine.calls[0][1:] == (1, 1.0, _weights_engine.RESPONSE)
+    assert engine.statistics.running == 0, "nothing is left unanswered"
+
+
+async def test_a_version_that_samples_nothing_is_found_out(
+    tmp_path: Path, storage: DirectoryStorage, manifests: list[Manifest]
+) -> None:
+    engine, cache = Mislabelling(token_s=0.001), WeightCache(storage, tmp_path / "cache", 1 << 30)
+    with pytest.raises(RuntimeError, match="no token was sampled under version 3"):
+        await keep_updating(engine, cache, manifests, PLAN)
+
+
+async def test_a_request_that_fails_ends_the_measurement(
+    tmp_path: Path, storage: DirectoryStorage, manifests: list[Manifest]
+) -> None:
+    engine, cache = Failing(token_s=0.001), WeightCache(storage, tmp_path / "cache", 1 << 30)
+    with pytest.raises(ExceptionGroup) as raised:
+        await keep_updating(engine, cache, manifests, PLAN)
+    assert raised.group_contains(OSError, match="the tenth")
+
+
+def test_versions_that_do_not_come_as_planned_are_found_out(storage: DirectoryStorage) -> None:
+    alike = {"none": torch.empty(0)}  # deltas would weigh more than the anchor
+    with pytest.raises(RuntimeError, match="was published as anchor"):
+        publish_chains(storage, alike, PLAN)
+
+
+def test_the_table_tells_median_percentile_and_largest_pause_and_what_an_update_costs() -> None:
+    updates = [Update(Kind.DELTA, 0.002, 0.004, number / 1000) for number in range(101)]
+    updates += [Update(Kind.WHOLE, 0.001, 0.003, pause_s) for pause_s in (0.02, 0.03)]
+    head, deltas, whole, speeds, _ = report(Measured(updates, [900.0, 1100.0], [940.0, 960.0]), Plan(every_s=2.0))
+    assert head.split()[:6] == ["update", "versions", "fetch", "prepare", "pause:", "median"]
+    assert deltas.split() == ["delta", "101", "2.0", "4.0", "50.0", "95.0", "100.0"]
+    assert whole.split() == ["whole", "2", "1.0", "3.0", "25.0", "n/a", "30.0"]
+    assert "1,000 (900 to 1,100) without updates, 950 (940 to 960) with a delta every 2 s: each costs 100 ms" in speeds
+
+
+@pytest.mark.parametrize("arguments", [[], ["--no-engine"]])
+def test_without_an_engine_it_says_so_unless_none_was_asked_for(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_weights_engine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights.torch, "set_num_threads", lambda count: None)  # other tests go on in this process
+    monkeypatch.setattr(sys, "argv", ["weights", "--no-steps", "--no-codec", *arguments])
+    weights.main()
+    assert capsys.readouterr().out == ("" if arguments else "no engine is measured: vLLM is not installed\n")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import TributaryError
+from common.niceness import share_with_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,7 @@ def _stand_back(pid: int, nice: int) -> None:
     """Have a process that was just started, and all that it will start, stand back where processors are short."""
     with suppress(OSError):  # it ended, or the system does not let us: then it competes like anyone else
         os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice))
-        # Where Linux groups processes by session, which each of ours has of its own, only the group's value counts.
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+        share_with_group(pid)
 
 
 def describe_exit(code: int) -> str:

@@ -6,6 +6,7 @@ It never waits: `tick` looks once and acts. Only `stop` takes time.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ STOP_LAST_S = 2.0
 _STRAY_S = 0.5
 _KILLED_S = 5.0
 _LOOK_S = 0.05
+
+log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
@@ -184,7 +187,9 @@ class Supervisor:
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop every program, those marked `last` after the others. Nothing of them is left when this returns.
 
-        Programs get STOP_S seconds to end by themselves, the last ones STOP_LAST_S; `hurry` cuts that short.
+        Programs get STOP_S seconds to end by themselves, the last ones STOP_LAST_S; `hurry` cuts that short. Only what
+        is killed and still there _KILLED_S later (the kernel holds it, or it is not ours to kill) is left, and named in
+        a warning.
         """
         children = list(self._children.values())
         await self._end([child for child in children if not child.program.last], STOP_S, hurry)
@@ -216,12 +221,16 @@ class Supervisor:
     async def _kill(self, find: Callable[[], list[int]]) -> None:
         """Kill what is found until nothing is, and wait until all of it has gone: killed, it may still be on its way.
 
-        Who loses its parent on that way would not be found again, hence the memory.
+        Who loses its parent on that way would not be found again, hence the memory. After _KILLED_S seconds what is
+        still there is given up, with a warning.
         """
         deadline_s, doomed = self._clock() + _KILLED_S, set[int]()
         while (doomed := process_table.living(doomed) | set(find())) and self._clock() < deadline_s:
             process_table.kill(doomed)
             await asyncio.sleep(_LOOK_S)
+        if doomed:
+            pids = ", ".join(map(str, sorted(doomed)))
+            log.warning("still there %g s after it was first killed, and left: process %s", _KILLED_S, pids)
 
 
 def _is_of(child: Child, pid: int) -> bool:

@@ -57,6 +57,7 @@ class CheckpointView(BaseModel):
 _LEARNER: dict[str, Any] = {
     "step": 118,
     "max_steps": 400,
+    "updates": 112,
     "waiting": False,
     "checkpoint_step": 110,
     "staleness": 1.4,

@@ -37,6 +37,7 @@ _STATUS = {
     "learner": {
         "step": 118,
         "max_steps": 400,
+        "updates": 112,
         "waiting": False,
         "checkpoint_step": 110,
         "staleness": 1.4,
