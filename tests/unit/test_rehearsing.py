@@ -128,7 +128,8 @@ def test_a_rehearsal_that_is_not_finite_changes_nothing_and_drops_its_demonstrat
     before = weights(subject)
     outcome = subject.step(live(REHEARSING), [failed(1), failed(2), failed(3)], heed)
     assert outcome.rehearsal is not None
-    assert [step.trajectories for step in outcome.rehearsal.failed] == [2]
+    assert [step.verdict for step in outcome.rehearsal.steps] == [Verdict.NOT_FINITE]
+    assert [dropped.prompt_id for dropped in outcome.rehearsal.dropped] == [failed(n).prompt_id for n in (1, 2)]
     assert (outcome.updated, subject.waiting) == (False, 1)
     assert same(before, weights(subject))
     assert "rehearsal_optimizer" not in subject.tensors()
