@@ -54,13 +54,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Rounds: an anchor, a time without updates, as long a time with deltas. chain: versions a round, all told."""
+    """Rounds: an anchor, a time without updates, as long a time with deltas. chain: versions a round, all told.
+
+    clear_cache: as `EngineSettings.clear_cache_on_update`.
+    """
 
     rounds: int = 4
     chain: int = 17
     every_s: float = 1.0
     requests: int = 16
     warm_up_s: float = 5.0
+    clear_cache: bool = True
 
     @property
     def versions(self) -> int:
@@ -87,12 +91,12 @@ class Measured:
     updating: list[float] = field(default_factory=list[float])
 
 
-def measure_engine(dtype: torch.dtype, plan: Plan | None = None) -> Iterator[str]:
+def measure_engine(dtype: torch.dtype, plan: Plan) -> Iterator[str]:
     """Lines of a table: versions published as `dtype`, taken by an engine on what vLLM is installed for."""
-    plan = plan or Plan()
     if importlib.util.find_spec("vllm") is None:
         yield "no engine is measured: vLLM is not installed"
         return
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it writes between the tables
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # of what was measured before, for the core to have
     with tempfile.TemporaryDirectory() as name:
@@ -105,7 +109,8 @@ def measure_engine(dtype: torch.dtype, plan: Plan | None = None) -> Iterator[str
     published = str(dtype).removeprefix("torch.")
     yield (
         f"engine: {parameters / 1e6:.1f} million parameters in {where}, published as {published}, {CHANGED:.1%} "
-        f"changed; {plan.requests} requests at once; load {load_before:.1f} before, {os.getloadavg()[0]:.1f} after"
+        f"changed; {plan.requests} requests at once, attention cache {'cleared' if plan.clear_cache else 'kept'}; "
+        f"load {load_before:.1f} before, {os.getloadavg()[0]:.1f} after"
     )
     yield from report(measured, plan)
 
@@ -193,6 +198,7 @@ async def _run(
         max_num_seqs=plan.requests,
         kv_cache_bytes=_KV_BYTES,
         gpu_memory_utilization=0.3,
+        clear_cache_on_update=plan.clear_cache,
     )
     engine = await Engine.start(settings)
     cache = WeightCache(storage, directory / "cache", _CACHE_BYTES)

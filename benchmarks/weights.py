@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks._weights_codec import SHAPES, measure
-from benchmarks._weights_engine import measure_engine
+from benchmarks._weights_engine import Plan, measure_engine
 from benchmarks._weights_follower import Follower, Timings
 from benchmarks._weights_steps import SFT, small_model, take_step
 from common.stores.directory import DirectoryStorage
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--no-steps", action="store_true", help="leave out the optimiser steps")
     parser.add_argument("--no-codec", action="store_true", help="leave out the codec")
     parser.add_argument("--no-engine", action="store_true", help="leave out the engine")
+    parser.add_argument("--keep-cache", action="store_true", help="the engine keeps its attention cache over updates")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the codec")
     parser.add_argument("--shape", choices=SHAPES, help="of the codec's weights; 1.5b on a GPU, part of it on a CPU")
     parser.add_argument("--by-torch", action="store_true", help="compare on a CPU as on a GPU")
@@ -131,7 +132,7 @@ def main() -> None:
         for text in measure(asked.device, shapes, by_torch=asked.by_torch):
             print(text, flush=True)
     if not asked.no_engine:
-        for text in measure_engine(getattr(torch, asked.dtype)):
+        for text in measure_engine(getattr(torch, asked.dtype), Plan(clear_cache=not asked.keep_cache)):
             print(text, flush=True)
 
 

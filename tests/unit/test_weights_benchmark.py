@@ -13,8 +13,10 @@ from benchmarks import _weights_codec, _weights_engine, weights
 from benchmarks._weights_codec import SHAPES, SHARES, measure
 from benchmarks._weights_engine import Kind, Measured, Plan, Update, keep_updating, publish_chains, report
 from common.stores.directory import DirectoryStorage
+from common.tensor_file import TensorFile
 from common.weights import Manifest
 from services.generator.engine import Completion
+from services.generator.engine_settings import EngineSettings
 from services.generator.weight_cache import WeightCache
 from services.generator.weight_update import AnyUpdate
 
@@ -126,6 +128,27 @@ def test_the_table_tells_median_percentile_and_largest_pause_and_what_an_update_
     assert deltas.split() == ["delta", "101", "2.0", "4.0", "50.0", "95.0", "100.0"]
     assert whole.split() == ["whole", "2", "1.0", "3.0", "25.0", "n/a", "30.0"]
     assert "1,000 (900 to 1,100) without updates, 950 (940 to 960) with a delta every 2 s: each costs 100 ms" in speeds
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_engine_starts_as_generators_start_it_with_a_model_of_three_million_parameters(
+    keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(settings: EngineSettings) -> None:
+        layouts = TensorFile(Path(settings.model) / "model.safetensors").layouts
+        assert sum(layout.elements for layout in layouts.values()) == pytest.approx(3.2e6, rel=0.02)
+        assert {layout.dtype for layout in layouts.values()} == {"F32"}
+        assert (settings.clear_cache_on_update, settings.max_num_seqs) == (not keeps, 16)
+        raise OSError("enough is known")
+
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    monkeypatch.setattr(_weights_engine.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(_weights_engine.Engine, "start", start)
+    monkeypatch.setattr(weights, "Plan", lambda clear_cache: Plan(rounds=1, chain=2, clear_cache=clear_cache))
+    monkeypatch.setattr(sys, "argv", ["weights", "--no-steps", "--no-codec", *(["--keep-cache"] if keeps else [])])
+    monkeypatch.setattr(weights.torch, "set_num_threads", lambda count: None)  # other tests go on in this process
+    with pytest.raises(OSError, match="enough is known"):
+        weights.main()
 
 
 @pytest.mark.parametrize("arguments", [[], ["--no-engine"]])
