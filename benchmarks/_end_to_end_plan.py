@@ -36,9 +36,9 @@ class Plan:
 _LONG = Tuning(max_num_seqs=128, requests_in_flight=40, max_staleness=16)
 """Long responses live through many versions, and a group is in flight until its longest response has ended: fewer at a
 time cost little speed and end sooner, so that a step learns from younger tokens."""
-_LARGE = Tuning(kv_cache_mb=1024, max_num_seqs=144, requests_in_flight=20)
-"""With 20 requests in flight fewer groups are dropped as stale than with 28: 16 instead of 27, beside the 192 that its
-steps take. The learner has one thread, so that η compares both halves alone with what they have in the run."""
+_LARGE = Tuning(kv_cache_mb=1024, max_num_seqs=144, requests_in_flight=20, max_staleness=2)
+"""Its learner is the slower half, so credit decides how old tokens are: with less of it as many are trained on, younger
+ones. The learner has one thread, so that η compares both halves alone with what they have in the run."""
 _LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_staleness=6)
 """Its steps are few and each moves the model far: tokens from many versions ago teach it little."""
 
