@@ -37,8 +37,8 @@ _LONG = Tuning(max_num_seqs=128, requests_in_flight=40, max_staleness=16)
 """Long responses live through many versions, and a group is in flight until its longest response has ended: fewer at a
 time cost little speed and end sooner, so that a step learns from younger tokens."""
 _LARGE = Tuning(kv_cache_mb=1024, max_num_seqs=144, requests_in_flight=20, max_staleness=2)
-"""Sampling and training are about as quick, so credit decides how long groups wait: with less of it about as many tokens
-are trained on, younger ones. One learner thread, so that η compares both halves with what they have in the run."""
+"""Sampling and training are about as quick, so credit decides how long groups wait: with less of it about as many are
+trained on, with younger tokens. One learner thread, so that η compares both halves with what they have in the run."""
 _LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_staleness=6)
 """Its steps are few and each moves the model far: tokens from many versions ago teach it little."""
 
