@@ -58,6 +58,7 @@ class Intake:
         self._held: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._taking = asyncio.Lock()  # so that `take` and `reclaim` never fill the same places
+        self._claiming = asyncio.Lock()  # so that `keep` never makes young again what has just been given up
 
     @property
     def in_flight(self) -> int:
@@ -119,10 +120,11 @@ class Intake:
         """Tell the others, for ever, that what is held here is being worked on."""
         while True:
             await asyncio.sleep(self._reclaim_after_s / 3)
-            held = list(self._held)
-            await self._process.patiently(
-                f"keep {self._named}", lambda held=held: self._stream.keep(self.consumer, held)
-            )
+            async with self._claiming:
+                held = list(self._held)
+                await self._process.patiently(
+                    f"keep {self._named}", lambda held=held: self._stream.keep(self.consumer, held)
+                )
 
     async def reclaim(self) -> None:
         """Take over what nobody has kept, until the process is told to stop.
@@ -182,11 +184,10 @@ class Intake:
             tasks = dict(self._held)
             await end(tasks.values())
         given_up = [entry_id for entry_id, task in tasks.items() if task.cancelled()]
-        await self._process.patiently(
-            f"give {self._named} back", lambda: self._stream.release(self.consumer, given_up, _LONG_DEAD_MS)
-        )
-        for entry_id in given_up:
-            self._held.pop(entry_id, None)
+        async with self._claiming:
+            await self._give_back(given_up)
+            for entry_id in given_up:
+                self._held.pop(entry_id, None)
         self._changed.set()
 
     def reopen(self) -> None:
@@ -201,11 +202,9 @@ class Intake:
         await end(self._held.values())
         try:
             async with asyncio.timeout(_FAREWELL_S):
-                await self._stream.release(self.consumer, list(self._held), _LONG_DEAD_MS)
+                async with self._claiming:
+                    await self._stream.release(self.consumer, list(self._held), _LONG_DEAD_MS)
+                    self._held.clear()
                 await self._stream.forget(self.consumer)
-        except (
-            RedisError,
-            OSError,
-            TimeoutError,
-        ) as error:  # then they are reclaimed a little later, by their idle time
+        except (RedisError, OSError, TimeoutError) as error:  # what is held is reclaimed by its idle time, a bit later
             log.warning("%s not given up", self._named, extra={"held": len(self._held), "error": str(error)})
