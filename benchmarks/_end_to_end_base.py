@@ -54,7 +54,7 @@ SHAPES = {
     shape.name: shape
     for shape in (
         Shape("0.3M", 128, 256, 2, tokens=3072, stages={"equal": (700, 3e-3), "tail": (350, 2e-3)}),
-        Shape("10M", 384, 1024, 6, tokens=1024, stages={"equal": (400, 1e-3), "tail": (400, 1e-3)}),
+        Shape("10M", 384, 1024, 6, tokens=1024, stages={"equal": (400, 1e-3), "tail": (1000, 1e-3)}),
     )
 }
 

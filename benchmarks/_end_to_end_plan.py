@@ -37,14 +37,14 @@ _LONG = Tuning(max_num_seqs=128, requests_in_flight=40, max_staleness=16)
 """Long responses live through many versions, and a group is in flight until its longest response has ended: fewer at a
 time cost little speed and end sooner, so that a step learns from younger tokens."""
 _LARGE = Tuning(kv_cache_mb=1024, max_num_seqs=144, requests_in_flight=20, max_staleness=2)
-"""Sampling and training are about as quick, so credit decides how long groups wait: with less of it about as many are
-trained on, with younger tokens. One learner thread, so that η compares both halves with what they have in the run."""
-_LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_staleness=6)
-"""Its steps are few and each moves the model far: tokens from many versions ago teach it little."""
+"""Sampling and training are about as quick, so credit decides how long groups wait: with less of it as many are trained
+on, with younger tokens. One learner thread, so that η compares both halves with what they have in the run."""
+_LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_staleness=4)
+"""Its steps are few and long: what many versions ago began teaches it little."""
 
 PLANS = (
     Plan("equal", "0.3M", 40, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, turns=3),
     Plan("tail", "0.3M", 30, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, tuning=_LONG),
-    Plan("equal", "10M", 12, 6, 1e-4, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE, turns=3),
-    Plan("tail", "10M", 8, 6, 1e-4, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),
+    Plan("equal", "10M", 20, 6, 5e-5, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE, turns=3),
+    Plan("tail", "10M", 12, 6, 5e-5, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),
 )

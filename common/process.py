@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Process:
         self.details: dict[str, Any] = {}
         self._revision = 0
         self._version = 0
+        self._news = asyncio.Event()
         self._beat_s = time.monotonic()
         self._started_s = time.time()
         self._address = ""
@@ -87,8 +89,9 @@ class Process:
         return self._version
 
     def hold_version(self, version: int) -> None:
-        """Say which weight version this process holds now."""
+        """Say which weight version this process holds now: at once, for others pace themselves by it."""
         self._version = version
+        self._news.set()
         self.metrics.version.set(version)
 
     async def enforce(self, revision: int, *, step: int) -> None:
@@ -180,14 +183,16 @@ class Process:
         return exposition
 
     async def send_heartbeats(self) -> None:
-        """Write a heartbeat every second until cancelled; a lost one is only counted."""
+        """Write a heartbeat every second, and at news, until cancelled; a lost one is only counted."""
         while True:
+            self._news.clear()
             try:
                 await self.redis.hset(self.keys.processes, self.name, json.dumps(self.heartbeat()))
             except (RedisError, OSError) as error:
                 self.metrics.redis_failures.inc()
                 log.warning("heartbeat not written", extra={"error": str(error)})
-            await asyncio.sleep(HEARTBEAT_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), HEARTBEAT_S)
 
     async def farewell(self) -> None:
         """Write the last heartbeat and close the connection."""

@@ -253,10 +253,21 @@ class Delivery:
         """The credit in use: training groups requested and not yet trained, dropped or quarantined."""
         return int(await self._redis.scard(self._keys.outstanding))
 
-    async def settle(self, group_ids: Sequence[str]) -> None:
-        """Return the credit of groups that were trained or dropped. Settling twice changes nothing."""
-        if group_ids:
-            await self._redis.srem(self._keys.outstanding, *group_ids)
+    async def settle(self, group_ids: Sequence[str], made: int = 0) -> None:
+        """Return the credit of groups that were trained or dropped. Settling twice changes nothing.
+
+        made: the newest weight version that the learner has made by then, announced or not; 0: that is no news.
+        """
+        async with self._redis.pipeline(transaction=True) as pipe:
+            if made:
+                pipe.hset(self._keys.facts, "made", made)
+            if group_ids:
+                pipe.srem(self._keys.outstanding, *group_ids)
+            await pipe.execute()
+
+    async def made(self) -> int:
+        """The newest weight version that the learner has told with returned credit; 0 before the first."""
+        return int(await self._redis.hget(self._keys.facts, "made") or 0)
 
 
 def _first_id(raw: Any) -> tuple[int, int] | None:

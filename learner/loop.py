@@ -174,8 +174,8 @@ class Learner:
             return
         self._enter(batch, outcome)
         await memory.tell(self._trainer.budget.news(), self._process, self._metrics)
-        await self._release(batch, outcome)
         publish_s = await self._publish_if_due(live)
+        await self._release(batch, outcome)
         checkpoint_s = self._pressed_s + await self._archive.take_if_due(self._standing)
         step_s = batch.wait_s + self._pressed_s + time.monotonic() - started_s
         record = StepRecord(
@@ -239,15 +239,17 @@ class Learner:
             standing.ledger.consume(arrival)
 
     async def _release(self, batch: Batch, outcome: StepOutcome) -> None:
-        """Return the credit of the groups; those of a step that was not finite go to quarantine."""
+        """Return the credit of the groups, with the version that this step became: what is asked for now is to be
+        sampled with it. Those of a step that was not finite go to quarantine.
+        """
         if outcome.rehearsal and (dropped := outcome.rehearsal.dropped):
             text = f"the rehearsal of step {self._standing.step} was not finite"
             await quarantine_dropped(
                 self._process, dropped, f"{text}: its {len(dropped)} demonstrations were dropped from the buffer"
             )
         if outcome.verdict is not Verdict.NOT_FINITE:
-            ids = [arrival.group.group_id for arrival in batch.arrivals]
-            await self._process.patiently("return credit", lambda: self._process.delivery.settle(ids))
+            ids, made = [arrival.group.group_id for arrival in batch.arrivals], self._standing.version
+            await self._process.patiently("return credit", lambda: self._process.delivery.settle(ids, made))
             return
         reason = f"loss or gradient of step {self._standing.step} was not finite (gradient norm {outcome.grad_norm})"
         log.error(reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -22,7 +21,9 @@ from common.trajectory import Outcome, Purpose, Request
 from common.weights import WeightAnnouncements
 from common.wire import encode_request
 from services.curriculum.added import AddedDemonstrations
+from services.curriculum.credit import Credit
 from services.curriculum.evaluation import evaluation_requests, summarise
+from services.curriculum.generators import held_versions
 from services.curriculum.hints import cut_of, level
 from services.curriculum.order import Order
 from services.curriculum.outcomes import Answers, Ledger, by_purpose, decode_outcomes
@@ -39,7 +40,6 @@ TAKEN_AT_ONCE = 512
 ASKED_AT_MOST = 3
 UNCUT_AT_MOST = 64
 TURN_MS = 100
-ALIVE_S = 5.0
 CATCH_UP_S = 15.0
 
 
@@ -52,6 +52,7 @@ class Curriculum:
         self._heldout = heldout
         self._settings = process.settings.evaluation
         self._weights = WeightAnnouncements(process.redis, process.keys)
+        self._credit = Credit(process)
         self._metrics = CurriculumMetrics(process.registry)
         self._state = State()
         self._scored = self._scored_demonstrations()
@@ -146,9 +147,9 @@ class Curriculum:
     async def _issue(self, revision: Revision) -> None:
         """Issue training requests as far as the credit allows."""
         live, delivery = revision.live, self._process.delivery
-        credit = (live.max_staleness + 1) * live.groups_per_step
         await self._requests.look_ahead(revision, self._state.cursor, self._added.wanted)
         outstanding = await self._process.patiently("count outstanding groups", delivery.outstanding)
+        credit = await self._credit.read(live, outstanding)
         requests, state = self._requests.next(revision, self._state, min(credit - outstanding, BATCH))
         if requests:
             payloads, texts = [(r.request_id, encode_request(r)) for r in requests], self._untold_texts(requests)
@@ -251,17 +252,13 @@ class Curriculum:
 
     async def _generators_hold(self, version: int) -> bool:
         """Whether every live generator holds `version`; laggards are waited for, but not for ever."""
-        process = self._process
-        beats: Any = await process.patiently("read heartbeats", lambda: process.redis.hvals(process.keys.processes))
-        generators = [
-            b for b in map(json.loads, beats) if b["role"] == "generator" and time.time() - b["at_s"] < ALIVE_S
-        ]
-        if generators and all(b["version"] >= version for b in generators):
+        held = await held_versions(self._process)
+        if held and min(held) >= version:
             self._behind_since_s = None
             return True
         now_s = time.monotonic()
         self._behind_since_s = self._behind_since_s or now_s
-        return bool(generators) and now_s - self._behind_since_s > CATCH_UP_S
+        return bool(held) and now_s - self._behind_since_s > CATCH_UP_S
 
     async def _start_evaluation(self, revision: Revision, version: int, step: int) -> None:
         due = {prompts.name: len(prompts) for prompts in self._heldout}

@@ -135,6 +135,19 @@ async def test_what_cannot_be_trained_goes_to_quarantine_and_the_learner_goes_on
     assert rig.process.registry.get_sample_value("tributary_quarantined_total", {"stream": "groups"}) == 2
 
 
+async def test_credit_returns_with_the_version_that_the_step_became(rig: Rig) -> None:
+    await rig.prepare(publish_every=2)
+    rig.start()
+    for step, made in ((1, 0), (2, 1), (3, 1), (4, 2)):
+        await rig.emit(make_group(n) for n in (2 * step, 2 * step + 1))
+        await rig.until(lambda: _nothing_is_outstanding(rig))
+        assert await rig.process.delivery.made() == made, step
+
+
+async def _nothing_is_outstanding(rig: Rig) -> bool:
+    return await rig.process.delivery.outstanding() == 0
+
+
 async def test_a_stale_group_is_dropped_counted_and_its_credit_returned(rig: Rig) -> None:
     await rig.prepare(max_staleness=1)
     await rig.emit(make_group(n) for n in range(4))

@@ -101,6 +101,18 @@ def test_health_and_metrics_answer_and_trouble_makes_it_unhealthy(tmp_path: Path
     assert worker.process.wait(10) == 0
 
 
+def test_a_new_weight_version_is_in_the_heartbeat_at_once(tmp_path: Path, redis_server: RedisProcess) -> None:
+    hours = '__import__("common.process").process.HEARTBEAT_S = 3600; await asyncio.sleep(0.3); '
+    worker = Worker(tmp_path, redis_server.url, "import asyncio; " + hours + "process.hold_version(7); " + WAIT)
+    with Redis(port=redis_server.port) as redis:
+        deadline_s = time.monotonic() + 20
+        while worker.beat(redis)["version"] != 7:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    worker.process.terminate()
+    assert worker.process.wait(10) == 0
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
