@@ -154,5 +154,5 @@ class Keys:
 
     @property
     def facts(self) -> str:
-        """Hash: facts about the run that are known once it has started (data set sizes, dashboard address)."""
+        """Hash: facts about the run since it has started (data set sizes, dashboard address, version made)."""
         return self._key("facts")
