@@ -81,14 +81,17 @@ async def test_what_it_had_not_begun_goes_to_the_others_at_once(bench: DrainBenc
         stream = process.delivery.requests
         take = stream.take
 
+        asked = asyncio.Event()
+
         async def take_as_it_is_drained(consumer: str, count: int, block_ms: int) -> list[Entry]:
+            asked.set()
             entries = await take(consumer, count, block_ms)
             if entries:
                 await bench.drain(process)
             return entries
 
         stream.take = take_as_it_is_drained
-        await asyncio.sleep(0.6)  # until no read is on its way but with it
+        await asked.wait()  # until no read is on its way but with it
         await bench.issue(request(1), request(2))
         await until(lambda: _holds(lambda: process.details.get("drained")))
         assert first.calls == []

@@ -115,12 +115,12 @@ async def test_a_run_that_goes_on_beyond_its_old_end_is_not_finished_any_more(ri
     await redis.hset(facts, mapping={"evaluated": "1", "dashboard": "here"})
     rig.start()  # still at its end
     assert await rig.ended() == 0
-    assert set(await rig.process.redis.hgetall(facts)) == {b"finished", b"evaluated", b"dashboard"}
+    assert set(await rig.process.redis.hgetall(facts)) == {b"finished", b"evaluated", b"dashboard", b"made"}
     write_run(tmp_path, learner="max_steps = 2")
     rig.start()
 
     async def taken_back() -> bool:
-        return set(await rig.process.redis.hgetall(facts)) == {b"dashboard"}
+        return set(await rig.process.redis.hgetall(facts)) == {b"dashboard", b"made"}
 
     await rig.until(taken_back)
     await rig.emit([make_group(2), make_group(3)])
