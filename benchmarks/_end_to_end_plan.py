@@ -45,6 +45,6 @@ _LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_staleness=4)
 PLANS = (
     Plan("equal", "0.3M", 40, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, turns=3),
     Plan("tail", "0.3M", 30, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, tuning=_LONG),
-    Plan("equal", "10M", 20, 6, 5e-5, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE, turns=3),
-    Plan("tail", "10M", 12, 6, 5e-5, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),
+    Plan("equal", "10M", 40, 6, 5e-5, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE, turns=3),
+    Plan("tail", "10M", 24, 6, 5e-5, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),
 )

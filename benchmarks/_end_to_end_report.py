@@ -35,9 +35,8 @@ Same base model, prompts, reward, group size 8, 16 groups a step, learning rate,
 * **accuracy**: held-out, the best of the whole training and the last of it.
 * **time to accuracy**: seconds of training until the held-out accuracy of the weights reached the value named.
 * **η**: Tributary's response tokens/s ÷ the smaller of generator alone and learner alone; beside it the same from the
-  first quarter of the steps on, once the pipeline is full. Either half is measured once, by the same run of the program
-  after the last turn, the learner on the groups of the turn that is shown: a machine that is faster or slower by then
-  moves η.
+  first quarter of the steps on, once the pipeline is full. In every turn the generator alone is measured right before
+  our training, and the learner alone right after it, on the groups that were sampled in it.
 """
 
 
@@ -155,6 +154,8 @@ def _details(name: str, cell: Json) -> list[str]:
     if "generator_alone" in cell:
         alone = {half: cell[f"{half}_alone"]["tokens_per_s"] for half in ("generator", "learner")}
         lines += [f"Alone: generator {alone['generator']:,.0f}, learner {alone['learner']:,.0f} tokens/s."]
+    if len(turns := cell.get("efficiencies", [])) > 1:
+        lines += [f"η of the turns: {', '.join(map(_efficiency, turns))}."]
     return [
         *lines,
         f"Mean step: {_counted(notes['learner_step_means'])} s. {notes['tuning']['requests_in_flight']} requests in "
@@ -174,7 +175,7 @@ def _row(cell: Json) -> str:
         *_compared(ours, theirs, "tokens_per_s", cell.get("token_ratios", [])),
         f"{_accuracy(theirs)} → {_accuracy(ours)}",
         f"{100 * cell['accuracy']:.0f} %: {_seconds(theirs)} → {_seconds(ours)}",
-        "-" if efficiency is None else f"{efficiency['whole']:.2f} ({efficiency['after_the_first_quarter']:.2f})",
+        "-" if efficiency is None else _efficiency(efficiency),
         ", ".join(f"{side['start_up_s']:.0f} s" for side in (theirs, ours) if side is not None),
     ]
     return f"| {' | '.join(columns)} |"
@@ -188,6 +189,10 @@ def _compared(ours: Json, theirs: Json | None, rate: str, turns: list[float]) ->
     if len(turns) > 1:
         ratio += f" ({', '.join(f'{one:.2f}' for one in sorted(turns))})"
     return f"{theirs[rate]:,.0f} → {ours[rate]:,.0f}", ratio
+
+
+def _efficiency(efficiency: Json) -> str:
+    return f"{efficiency['whole']:.2f} ({efficiency['after_the_first_quarter']:.2f})"
 
 
 def _accuracy(side: Json | None) -> str:

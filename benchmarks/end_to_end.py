@@ -45,7 +45,7 @@ import torch
 
 from benchmarks import _end_to_end_report as report
 from benchmarks._end_to_end_accuracy import Scale, curve, split
-from benchmarks._end_to_end_alone import generator_alone, learner_alone
+from benchmarks._end_to_end_alone import Alone, generator_alone, learner_alone
 from benchmarks._end_to_end_box import ROOT, Failed, Server, commit, environment, module, redis_server
 from benchmarks._end_to_end_cell import Cell, Json, Training
 from benchmarks._end_to_end_other import train_with_trl, without_trl
@@ -60,14 +60,15 @@ _PUBLISHED = ROOT / "benchmarks/results/end_to_end.json"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Both sides' trainings of a cell, one right after the other. groups: the payloads of those that we sampled.
+    """Both sides' trainings of a cell, one right after the other.
 
-    first: the side that began.
+    first: the side that began. halves: generator and learner alone, right before and right after our training; none of
+    them if they were not asked for.
     """
 
     first: str
     found: dict[str, Training]
-    groups: list[bytes]
+    halves: dict[str, Alone]
 
     @property
     def ratio(self) -> float:
@@ -80,6 +81,12 @@ class Turn:
         """The same of all response tokens/s."""
         theirs = self.found.get("trl")
         return math.inf if theirs is None else self.found["tributary"].tokens_per_s / theirs.tokens_per_s
+
+    @property
+    def efficiency(self) -> Json:
+        """η of our training: of the whole, and from the end of its first quarter on, once the pipeline is full."""
+        ours, alone = self.found["tributary"], min(half.tokens_per_s for half in self.halves.values())
+        return {"whole": ours.tokens_per_s / alone, "after_the_first_quarter": ours.steady_tokens_per_s / alone}
 
 
 class Comparison:
@@ -120,8 +127,9 @@ class Comparison:
             document["first"] = [turn.first for turn in turns]
             document["ratios"] = [round(turn.ratio, 3) for turn in turns]
             document["token_ratios"] = [round(turn.token_ratio, 3) for turn in turns]
-        if not self._asked.no_calibration:
-            document |= self._calibrated(cell, plan, turn.groups, turn.found["tributary"])
+        if turn.halves:
+            document |= {f"{half}_alone": asdict(alone) for half, alone in turn.halves.items()}
+            document |= {"efficiency": turn.efficiency, "efficiencies": [turn.efficiency for turn in turns]}
         if not self._asked.keep:
             shutil.rmtree(out, ignore_errors=True)
         return document
@@ -129,31 +137,32 @@ class Comparison:
     def turn(self, cell: Cell, plan: Plan, out: Path, number: int) -> Turn:
         """Train a cell with either side, one right after the other: TRL begins the first turn, Tributary the next."""
         sides = ["tributary"] if self._trl_python is None else ["trl", "tributary"]
-        order, found, groups = sides if number % 2 else sides[::-1], dict[str, Training](), list[bytes]()
+        order, found, halves = sides if number % 2 else sides[::-1], dict[str, Training](), dict[str, Alone]()
         for side in order:
-            say(f"{cell.name}: {report.NAMES[side]}, {cell.steps} steps ...")
             if side == "trl" and self._trl_python is not None:
+                say(f"{cell.name}: TRL, {cell.steps} steps ...")
                 cores, limit_s = self._asked.cores, self._asked.limit_s
                 found[side] = train_with_trl(cell, plan, out / side, self._trl_python, cores, limit_s)
+                say(f"{cell.name}: {report.sentence(found[side])}")
             else:
-                found[side], groups = train(cell, plan.tuning, out / side, self._server, self._asked.limit_s)
-            say(f"{cell.name}: {report.sentence(found[side])}")
-        return Turn(order[0], {side: found[side] for side in sides}, groups)
+                found[side], halves = self._ours(cell, plan, out)
+        return Turn(order[0], {side: found[side] for side in sides}, halves)
 
-    def _calibrated(self, cell: Cell, plan: Plan, groups: list[bytes], training: Training) -> Json:
-        """Both halves alone, and what part of the smaller one the whole reaches."""
-        out, limit_s = self._asked.out / cell.name, self._asked.limit_s
-        seconds = 8.0 if self._asked.quick else plan.calibration_s
-        generator = generator_alone(cell, plan.tuning, out / "generator", self._server, seconds, limit_s)
-        say(f"{cell.name}: generator alone {generator.tokens_per_s:,.0f} tokens/s")
-        learner = learner_alone(cell, plan.tuning, out / "learner", self._server, groups, limit_s)
-        say(f"{cell.name}: learner alone {learner.tokens_per_s:,.0f} tokens/s")
-        alone = min(generator.tokens_per_s, learner.tokens_per_s)
-        efficiency = {
-            "whole": training.tokens_per_s / alone,
-            "after_the_first_quarter": training.steady_tokens_per_s / alone,
-        }
-        return {"generator_alone": asdict(generator), "learner_alone": asdict(learner), "efficiency": efficiency}
+    def _ours(self, cell: Cell, plan: Plan, out: Path) -> tuple[Training, dict[str, Alone]]:
+        """Our training, with its halves alone around it: a machine that grows slower meanwhile slows all three."""
+        asked, halves = self._asked, dict[str, Alone]()
+        if not asked.no_calibration:
+            seconds = 8.0 if asked.quick else plan.calibration_s
+            alone = generator_alone(cell, plan.tuning, out / "generator", self._server, seconds, asked.limit_s)
+            halves["generator"] = alone
+            say(f"{cell.name}: generator alone {alone.tokens_per_s:,.0f} tokens/s")
+        say(f"{cell.name}: Tributary, {cell.steps} steps ...")
+        training, groups = train(cell, plan.tuning, out / "tributary", self._server, asked.limit_s)
+        say(f"{cell.name}: {report.sentence(training)}")
+        if not asked.no_calibration:
+            halves["learner"] = learner_alone(cell, plan.tuning, out / "learner", self._server, groups, asked.limit_s)
+            say(f"{cell.name}: learner alone {halves['learner'].tokens_per_s:,.0f} tokens/s")
+        return training, halves
 
     def _document(self, cell: Cell, plan: Plan, found: dict[str, Training]) -> Json:
         """Both trainings, with the accuracies of what they saved."""

@@ -16,6 +16,7 @@ import redis
 
 from benchmarks import _end_to_end_report as report
 from benchmarks import end_to_end
+from benchmarks._end_to_end_alone import Alone
 from benchmarks._end_to_end_box import Failed, Server, commit, redis_server
 from benchmarks._end_to_end_cell import GROUPS, ROLLOUTS, Cell, Lengths, Step, Training, trained_tokens
 from benchmarks._end_to_end_plan import PLANS
@@ -148,7 +149,9 @@ def _training(side: str, *, trained: int, tokens: int) -> Training:
     return Training(side, 3.0, steps, Lengths.of([5]), {}, cpu_s, notes | {"engine_pause_ms_mean": 1.0})
 
 
-def test_either_side_begins_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_side_begins_in_turn_and_our_halves_are_measured_around_our_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
 
     def trl(*_: Any) -> Training:
@@ -159,17 +162,32 @@ def test_either_side_begins_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         order.append("tributary")
         return _training("tributary", trained=60, tokens=90), [b"group"]
 
+    def generator(*_: Any) -> Alone:
+        order.append("generator")
+        return Alone(180.0, 360, 2.0, {})
+
+    def learner(*arguments: Any) -> Alone:
+        assert arguments[4] == [b"group"]
+        order.append("learner")
+        return Alone(100.0, 200, 2.0, {})
+
     monkeypatch.setattr(end_to_end, "train_with_trl", trl)
     monkeypatch.setattr(end_to_end, "train", ours)
+    monkeypatch.setattr(end_to_end, "generator_alone", generator)
+    monkeypatch.setattr(end_to_end, "learner_alone", learner)
     server, asked = Server("redis://nowhere", 1), end_to_end.parse([])
     compared = end_to_end.Comparison(asked, server, "python")
     turns = [compared.turn(CELL, PLANS[0], tmp_path, number) for number in (1, 2, 3)]
-    assert order == ["trl", "tributary", "tributary", "trl", "trl", "tributary"]
+    us = ["generator", "tributary", "learner"]
+    assert order == ["trl", *us, *us, "trl", "trl", *us]
     assert [turn.first for turn in turns] == ["trl", "tributary", "trl"]
-    assert all(list(turn.found) == ["trl", "tributary"] and turn.groups == [b"group"] for turn in turns)
+    assert all(list(turn.found) == ["trl", "tributary"] for turn in turns)
+    assert turns[0].efficiency == pytest.approx({"whole": 0.9, "after_the_first_quarter": 0.9})
     assert (turns[1].ratio, turns[1].token_ratio) == pytest.approx((1.2, 0.9))
     alone = end_to_end.Comparison(asked, server, None).turn(CELL, PLANS[0], tmp_path, 2)
     assert (alone.first, list(alone.found)) == ("tributary", ["tributary"])
+    uncalibrated = end_to_end.Comparison(end_to_end.parse(["--no-calibration"]), server, None)
+    assert uncalibrated.turn(CELL, PLANS[0], tmp_path, 1).halves == {}
 
 
 def _document(**more: Any) -> dict[str, Any]:
@@ -186,12 +204,17 @@ def _document(**more: Any) -> dict[str, Any]:
 def test_the_page_tells_both_ratios_with_their_spread_both_accuracies_and_the_commit(tmp_path: Path) -> None:
     results = report.Results(tmp_path / "it.json", "measure", quick=False)
     ratios = {"ratios": [1.3, 1.2, 1.1], "token_ratios": [0.95, 0.9, 0.85], "first": ["trl", "tributary", "trl"]}
-    results.add("equal-0.3M", _document(commit="abc123+", **ratios))
+    efficiencies = [{"whole": whole, "after_the_first_quarter": 0.95} for whole in (0.86, 0.8, 0.9)]
+    halves = {f"{half}_alone": {"tokens_per_s": 100.0} for half in ("generator", "learner")}
+    measured = ratios | halves | {"efficiency": efficiencies[0], "efficiencies": efficiencies}
+    results.add("equal-0.3M", _document(commit="abc123+", **measured))
     page = (tmp_path / "it.md").read_text(encoding="utf-8")
     assert "| 50 → 60 | **1.20×** (1.10, 1.20, 1.30) | ≥ 1× | 100 → 90 | **0.90×** (0.85, 0.90, 0.95) |" in page
     assert "| 82, 73 % → 75, 52 % |" in page
     assert "at commit abc123+ by `measure`" in page
     assert "begun by TRL, Tributary, TRL" in page
+    assert "→ 1.0 s (step 1) | 0.86 (0.95) |" in page
+    assert "η of the turns: 0.86 (0.95), 0.80 (0.95), 0.90 (0.95)." in page
     assert "0.75 cores busy; processor seconds: learner 1, redis 0.5" in page
 
 

@@ -18,6 +18,8 @@ EVALUATION_S = 60.0
 _TICK_S = 0.2
 _LOOK_S = 1.0
 _MEASURE_S = 3.0
+_MEASURE_SHARE = 0.005
+"""Of the time that we measure memory, at most: the kernel walks every page of every program for it."""
 
 
 class Vigil:
@@ -37,7 +39,7 @@ class Vigil:
         self._voice = voice
         self._on_address = on_address
         self._began_s = time.monotonic()
-        self._looked_s = self._measured_s = 0.0
+        self._looked_s = self._measure_at_s = 0.0
         self._finished_s: float | None = None
         self._done = False
         self.peak_memory_bytes = 0
@@ -62,8 +64,7 @@ class Vigil:
         if now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
             await self._look(now_s)
-        if now_s - self._measured_s >= _MEASURE_S:
-            self._measured_s = now_s
+        if now_s >= self._measure_at_s:
             self._measure()
         self._voice.show(self._progress)
         await asyncio.sleep(_TICK_S)
@@ -110,6 +111,9 @@ class Vigil:
             self._done = True
 
     def _measure(self) -> None:
-        """Note the memory that everything together uses now, ourselves included."""
+        """Note the memory that everything together uses now, ourselves included, and when to do so again."""
+        began_s = time.monotonic()
         pids = process_table.members(self._supervisor.sessions())
         self.peak_memory_bytes = max(self.peak_memory_bytes, process_table.memory_bytes([*pids, os.getpid()]))
+        cost_s = time.monotonic() - began_s
+        self._measure_at_s = began_s + max(_MEASURE_S, cost_s / _MEASURE_SHARE)
