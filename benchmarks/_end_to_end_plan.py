@@ -44,7 +44,7 @@ _LONG_LARGE = replace(_LONG, kv_cache_mb=1024, max_num_seqs=64, requests_in_flig
 may be slower: with fewer at a time the first groups come sooner, and the others are younger."""
 
 PLANS = (
-    Plan("equal", "0.3M", 40, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, turns=3),
+    Plan("equal", "0.3M", 40, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, turns=5),
     Plan("tail", "0.3M", 30, 8, 1e-4, 2, 0.8, trl_rows=128, calibration_s=15.0, tuning=_LONG),
     Plan("equal", "10M", 40, 6, 5e-5, 2, 0.5, trl_rows=128, calibration_s=20.0, tuning=_LARGE, turns=3),
     Plan("tail", "10M", 28, 6, 5e-5, 2, 0.5, trl_rows=32, calibration_s=20.0, tuning=_LONG_LARGE),
