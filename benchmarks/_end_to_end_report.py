@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 from benchmarks._end_to_end_box import Failed
 from benchmarks._end_to_end_cell import Json, Training
@@ -36,7 +37,8 @@ Same base model, prompts, reward, group size 8, 16 groups a step, learning rate,
 * **time to accuracy**: seconds of training until the held-out accuracy of the weights reached the value named.
 * **η**: Tributary's response tokens/s ÷ the smaller of generator alone and learner alone; beside it the same from the
   first quarter of the steps on, once the pipeline is full. In every turn the generator alone is measured right before
-  our training, and the learner alone right after it, on the groups that were sampled in it.
+  our training, and the learner alone right after it, on the groups that were sampled in it. Of several turns either
+  figure is the median.
 """
 
 
@@ -154,8 +156,8 @@ def _details(name: str, cell: Json) -> list[str]:
     if "generator_alone" in cell:
         alone = {half: cell[f"{half}_alone"]["tokens_per_s"] for half in ("generator", "learner")}
         lines += [f"Alone: generator {alone['generator']:,.0f}, learner {alone['learner']:,.0f} tokens/s."]
-    if len(turns := cell.get("efficiencies", [])) > 1:
-        lines += [f"η of the turns: {', '.join(map(_efficiency, turns))}."]
+    if len(efficiencies := cell.get("efficiencies", [])) > 1:
+        lines += [f"η of the turns: {', '.join(_efficiency([one]) for one in efficiencies)}."]
     return [
         *lines,
         f"Mean step: {_counted(notes['learner_step_means'])} s. {notes['tuning']['requests_in_flight']} requests in "
@@ -166,7 +168,7 @@ def _details(name: str, cell: Json) -> list[str]:
 
 
 def _row(cell: Json) -> str:
-    ours, theirs, efficiency = cell["sides"]["tributary"], cell["sides"].get("trl"), cell.get("efficiency")
+    ours, theirs = cell["sides"]["tributary"], cell["sides"].get("trl")
     columns = [
         cell["workload"],
         f"{cell['parameters'] / 1e6:.2f} M",
@@ -175,7 +177,7 @@ def _row(cell: Json) -> str:
         *_compared(ours, theirs, "tokens_per_s", cell.get("token_ratios", [])),
         f"{_accuracy(theirs)} → {_accuracy(ours)}",
         f"{100 * cell['accuracy']:.0f} %: {_seconds(theirs)} → {_seconds(ours)}",
-        "-" if efficiency is None else _efficiency(efficiency),
+        _efficiency(cell.get("efficiencies", [])),
         ", ".join(f"{side['start_up_s']:.0f} s" for side in (theirs, ours) if side is not None),
     ]
     return f"| {' | '.join(columns)} |"
@@ -191,8 +193,12 @@ def _compared(ours: Json, theirs: Json | None, rate: str, turns: list[float]) ->
     return f"{theirs[rate]:,.0f} → {ours[rate]:,.0f}", ratio
 
 
-def _efficiency(efficiency: Json) -> str:
-    return f"{efficiency['whole']:.2f} ({efficiency['after_the_first_quarter']:.2f})"
+def _efficiency(turns: list[Json]) -> str:
+    """η of the whole and of the full pipeline, each the median of these turns."""
+    if not turns:
+        return "-"
+    whole, full = (median(turn[name] for turn in turns) for name in ("whole", "after_the_first_quarter"))
+    return f"{whole:.2f} ({full:.2f})"
 
 
 def _accuracy(side: Json | None) -> str:

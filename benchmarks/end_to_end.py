@@ -15,9 +15,9 @@ control plane, Redis), and Tributary's halves are measured alone on the same box
   time to accuracy  seconds of training until held-out accuracy reached a given value, which both are measured by.
   efficiency η      Tributary's response tokens/s ÷ the smaller of generator alone and learner alone.
 
-With equal lengths, where it is short, both train several times, in turns that TRL and Tributary begin alternately: a
-shared machine is faster at one time than at another. The figures of a cell are those of the turn whose ratio of trained
-tokens/s is the median; the ratios of all are told.
+With equal lengths both train several times, in turns that TRL and Tributary begin alternately: a shared machine is
+faster at one time than at another. The figures of a cell are those of the turn whose ratio of trained tokens/s is the
+median, but η is the median of all; the ratios and η of all are told.
 
 Base models are made once (some minutes) and kept in --out. TRL runs under --trl-python, or under this interpreter if it
 has trl; without it only our own side runs. Run it on a quiet machine. Results: benchmarks/results/end_to_end.{json,md},
@@ -129,7 +129,7 @@ class Comparison:
             document["token_ratios"] = [round(turn.token_ratio, 3) for turn in turns]
         if turn.halves:
             document |= {f"{half}_alone": asdict(alone) for half, alone in turn.halves.items()}
-            document |= {"efficiency": turn.efficiency, "efficiencies": [turn.efficiency for turn in turns]}
+            document |= {"efficiencies": [turn.efficiency for turn in turns]}
         if not self._asked.keep:
             shutil.rmtree(out, ignore_errors=True)
         return document
